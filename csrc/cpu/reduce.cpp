@@ -1,0 +1,165 @@
+// Last stage of the CPU rasterizer's backward pass: the tiles' partial gradients to the Gaussians' and the
+// cameras'.
+//
+// A Gaussian's partial gradients lie side by side and are summed in their order, in double precision; the
+// view matrices' gradients are summed over fixed pieces of Gaussians. So the bits do not depend on the
+// threads.
+#include <algorithm>
+
+#include "gaussian_view.h"
+#include "parallel.h"
+#include "rasterizer_state.h"
+
+namespace ddpo3d_fast {
+namespace {
+
+struct EntrySum {
+  Moments<double> moments;
+  Vec3<double> color;
+  double depth;
+};
+
+EntrySum sum_entries(const EntryGradient *partial, uint32_t count) {
+  EntrySum s = {};
+  for (uint32_t k = 0; k < count; ++k) {
+    const EntryGradient &g = partial[k];
+    s.moments.v += g.v;
+    s.moments.u1 += g.u1;
+    s.moments.u2 += g.u2;
+    s.moments.u11 += g.u11;
+    s.moments.u12 += g.u12;
+    s.moments.u22 += g.u22;
+    s.color = s.color + Vec3<double>{g.red, g.green, g.blue};
+    s.depth += g.depth;
+  }
+  return s;
+}
+
+struct CameraGradient {
+  Mat3<double> v_rotation;
+  Vec3<double> v_translation;
+};
+
+// VJP of the view-dependent colour: adds to v_colors (double, 3 a coefficient) and to what the direction
+// depends on.
+void color_vjp(const RasterizeParams &params, const Camera<double> &camera, const Vec3<double> &mean,
+               int64_t n, const float *color, const Vec3<double> &v_color, double *v_colors,
+               Vec3<double> &v_mean, CameraGradient &v_camera) {
+  double v[3] = {v_color.x, v_color.y, v_color.z};
+  if (params.sh_degree < 0) {
+    for (int c = 0; c < 3; ++c)
+      v_colors[c] += v[c];
+    return;
+  }
+  double basis[16], v_basis[16], inverse_norm;
+  const Vec3<double> direction = normalized(mean - camera_position(camera), inverse_norm);
+  sh_basis(params.sh_degree, direction, basis);
+  const float *values = params.colors + params.color_stride * n;
+  for (int c = 0; c < 3; ++c)
+    v[c] = color[c] > 0 ? v[c] : 0; // clamped at zero
+  for (int k = 0; k < sh_count(params.sh_degree); ++k) {
+    v_basis[k] = 0;
+    for (int c = 0; c < 3; ++c) {
+      v_colors[3 * k + c] += basis[k] * v[c];
+      v_basis[k] += values[3 * k + c] * v[c];
+    }
+  }
+  const Vec3<double> v_offset =
+      normalized_vjp(direction, inverse_norm, sh_basis_vjp(params.sh_degree, direction, v_basis));
+  v_mean = v_mean + v_offset;
+  // The offset is mean + Rᵀ t.
+  add_outer(v_camera.v_rotation, camera.translation, v_offset);
+  v_camera.v_translation = v_camera.v_translation + multiply(camera.rotation, v_offset);
+}
+
+template <int count> void store(float *target, int64_t n, const double (&values)[count]) {
+  if (target)
+    for (int i = 0; i < count; ++i)
+      target[count * n + i] = float(values[i]);
+}
+
+} // namespace
+
+void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
+                      const EntryGradient *partial, const RasterizeGradients &gradients) {
+  const int64_t C = params.num_cameras, N = params.num_gaussians;
+  std::vector<CameraGradient> v_cameras(gradients.viewmats ? state.pieces * C : 0, CameraGradient{});
+  std::vector<Camera<double>> cameras(C);
+  for (int64_t c = 0; c < C; ++c)
+    cameras[c] = load_camera(params, c);
+
+  parallel_for(state.pieces, [&](int64_t piece) {
+    const int64_t begin = piece * kProjectionGrain;
+    for (int64_t n = begin; n < std::min(N, begin + kProjectionGrain); ++n) {
+      Vec3<double> v_mean = {};
+      Mat3<double> v_root = {};
+      double v_opacity = 0, v_colors[48] = {};
+      GaussianShape shape;
+      bool loaded = false;
+      for (int64_t c = 0; c < C; ++c) {
+        const ProjectedGaussian &g = state.projected[c * N + n];
+        if (!g.num_entries) {
+          store(gradients.means2d, c * N + n, {0.0, 0.0});
+          continue;
+        }
+        if (!loaded)
+          shape = load_shape(params, n);
+        loaded = true;
+        const EntrySum sum =
+            sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry, g.num_entries);
+        const ViewedGaussian view = view_gaussian(params, cameras[c], shape, n);
+        const FootprintGradient<double> v =
+            footprint_vjp(view.footprint, double(params.opacities[n]), params.antialiased, sum.moments);
+        const ProjectionGradient<double> p = project_vjp(cameras[c], shape.mean, shape.root, view.projection,
+                                                         v.v_mean, sum.depth, v.v_xx, v.v_xy, v.v_yy);
+        CameraGradient v_camera = {p.v_rotation, p.v_translation};
+        v_opacity += v.v_opacity;
+        v_mean = v_mean + p.v_mean;
+        for (int i = 0; i < 3; ++i)
+          v_root.row[i] = v_root.row[i] + p.v_root.row[i];
+        color_vjp(params, cameras[c], shape.mean, n, g.color, sum.color, v_colors, v_mean, v_camera);
+        store(gradients.means2d, c * N + n, {v.v_mean.x, v.v_mean.y});
+        if (gradients.viewmats) {
+          CameraGradient &total = v_cameras[piece * C + c];
+          for (int i = 0; i < 3; ++i)
+            total.v_rotation.row[i] = total.v_rotation.row[i] + v_camera.v_rotation.row[i];
+          total.v_translation = total.v_translation + v_camera.v_translation;
+        }
+      }
+
+      Vec3<double> v_scale = {};
+      Quat<double> v_quat = {};
+      if (loaded) {
+        Mat3<double> v_rotation;
+        covariance_root_vjp(shape.rotation, shape.scale, v_root, v_rotation, v_scale);
+        v_quat = rotation_matrix_vjp(shape.quat, shape.inverse_norm, v_rotation);
+      }
+      store(gradients.means, n, {v_mean.x, v_mean.y, v_mean.z});
+      store(gradients.quats, n, {v_quat.w, v_quat.x, v_quat.y, v_quat.z});
+      store(gradients.scales, n, {v_scale.x, v_scale.y, v_scale.z});
+      store(gradients.opacities, n, {v_opacity});
+      if (gradients.colors) {
+        const int64_t used = params.sh_degree < 0 ? 3 : 3 * sh_count(params.sh_degree);
+        for (int64_t i = 0; i < params.color_stride; ++i)
+          gradients.colors[params.color_stride * n + i] = i < used ? float(v_colors[i]) : 0.0f;
+      }
+    }
+  });
+
+  for (int64_t c = 0; gradients.viewmats && c < C; ++c) {
+    double v[16] = {};
+    for (int64_t piece = 0; piece < state.pieces; ++piece) {
+      const CameraGradient &g = v_cameras[piece * C + c];
+      const double translation[3] = {g.v_translation.x, g.v_translation.y, g.v_translation.z};
+      for (int i = 0; i < 3; ++i) {
+        v[4 * i] += g.v_rotation.row[i].x;
+        v[4 * i + 1] += g.v_rotation.row[i].y;
+        v[4 * i + 2] += g.v_rotation.row[i].z;
+        v[4 * i + 3] += translation[i];
+      }
+    }
+    store(gradients.viewmats, c, v);
+  }
+}
+
+} // namespace ddpo3d_fast

@@ -1,0 +1,226 @@
+"""From the words of a command line to settings, or to the one line that says which word is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from ddpo3d_fast.config import Config, flag, preset
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.run import read_config
+
+Settings = TypeVar("Settings")
+_KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
+_Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+@dataclass(frozen=True)
+class Generate(Config):
+    """Makes a 3D asset from a prompt. The defaults shown are those of the preset, or of the --config file."""
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """take the settings from this YAML file, for example the config.yaml of a run; a flag beside it wins"""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """go on with the run in this folder; of its settings only --steps may change"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing"""
+    json: _Switch = False
+    """print one JSON object a step, and a last one with files and seconds, to stdout"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class Render:
+    """Renders a Gaussian splat: a turntable (.mp4), a contact sheet (.png) or stills (a folder)."""
+
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET.PLY")]]
+    """a 3D Gaussian splat, of this program or another"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """FILE.mp4, FILE.png or a folder (default: beside the asset)"""
+    size: int = 384
+    """side of a view, pixels"""
+    views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """views in one turn (default: 90 of a turntable, else 8)"""
+    elevation: float = 15.0
+    """of the camera above the horizon, degrees"""
+    background: Annotated[str, tyro.conf.arg(metavar="COLOR")] = "white"
+    """a name, #rrggbb, or r,g,b from 0 to 1"""
+    stills: _Switch = False
+    """write every view as a png of its own"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Shows hardware, runtimes and models: what is found, and what a run would use."""
+
+    json: _Switch = False
+    """as one JSON object"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+_EXAMPLES: dict[type, str] = {
+    Generate: """examples:
+  ddpo3d-fast generate --prompt "a red mushroom"
+  ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3 --output car
+  ddpo3d-fast generate --prompt "a green tree" --reward embedded=0.5 --reward my_module:my_score
+  ddpo3d-fast generate --resume outputs/a-red-mushroom-0 --steps 300
+  ddpo3d-fast generate --preset high --help     (the settings behind a preset)
+""",
+    Render: """examples:
+  ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply
+  ddpo3d-fast render asset.ply --output sheet.png --views 12 --background 0.2,0.2,0.2
+  ddpo3d-fast render asset.ply --stills --size 1024 --elevation 30
+""",
+    Info: """examples:
+  ddpo3d-fast info
+  ddpo3d-fast info --json
+""",
+}
+
+
+def parse(kind: type[Settings], words: Sequence[str], default: Settings | None = None) -> Settings:
+    """The settings that the words after a command's name stand for; `default` fills what they leave out.
+
+    Raises InputError for a wrong word. For --help, prints it and raises SystemExit.
+    """
+    command = f"ddpo3d-fast {kind.__name__.lower()}"
+    options: dict[str, Any] = {
+        "args": list(words),
+        "prog": command,
+        "config": (tyro.conf.FlagCreatePairsOff,),
+    }
+    if default is not None:
+        options["default"] = default
+    if "--help" in words or "-h" in words:
+        try:
+            return tyro.cli(kind, **options)
+        except SystemExit:
+            print(_EXAMPLES[kind], end="")
+            raise
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return tyro.cli(kind, **options, console_outputs=False)
+    raise InputError(
+        _explain(kind, words) or f"cannot make sense of {shlex.join(words)}; see {command} --help"
+    )
+
+
+def generate_settings(words: Sequence[str]) -> Generate:
+    """The settings of `generate`: flags, before --config's file or --preset's values. Raises InputError."""
+    if _value_of("--resume", words) is not None and (other := _given(Generate, words) - {*_KEPT_ON_RESUME}):
+        raise InputError(
+            f"{min(other)}: expected only --steps beside --resume: the other settings are those of the run"
+        )
+    name, file = _value_of("--preset", words), _value_of("--config", words)
+    if file is None:
+        base = preset(name or "standard")
+    elif name is None:
+        base = read_config(file, "--config")
+    else:
+        raise InputError("--preset: expected no --config beside it: the file has a preset of its own")
+    default = Generate(**{field.name: getattr(base, field.name) for field in dataclasses.fields(Config)})
+    settings = parse(Generate, words, default)
+    if settings.quiet and settings.json:
+        raise InputError("--quiet: expected no --json beside it")
+    return settings
+
+
+def to_config(settings: Generate) -> Config:
+    """The configuration of the run, without what concerns the command alone."""
+    return Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """ "; did you mean ...?" for a word that resembles a known one, or nothing."""
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """The last value given to an option, None if it is not there or has no value."""
+    found = None
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        if name == option and (equals or after):
+            found = value if equals else after
+    return found
+
+
+def _options(kind: type) -> dict[str, Any]:
+    """The type of every option of a command, by its spelling. Positional arguments are left out."""
+    options: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            options |= _options(hint)  # type: ignore[arg-type]
+        elif name != "asset":
+            options[flag(name)] = hint
+    return options
+
+
+def _given(kind: type, words: Sequence[str]) -> set[str]:
+    """The options of a command that the words set."""
+    names = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    return {name for option in _options(kind) for name in (option, f"--no-{option[2:]}") if name in names}
+
+
+def _explain(kind: type, words: Sequence[str]) -> str:
+    """What is wrong with the words that tyro would not take; empty if nothing is found."""
+    options, left, strays = _options(kind), list(words), []
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-") or not word.lstrip("-"):
+            strays.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in ("-q", "-v"):
+            continue
+        if name not in options:
+            return f"{name}: no such option of {kind.__name__.lower()}{suggestion(name, list(options))}"
+        hint = options[name]
+        if hint is bool:
+            if equals:
+                return f"{name}: expected no value, got {value!r}"
+            continue
+        expected, convert = _expectation(hint)
+        many = get_origin(hint) is tuple and name != "--reward"
+        values = [value] if equals else []
+        while left and not left[0].startswith("--") and (many or not values):
+            values.append(left.pop(0))
+        for given in values:
+            try:
+                convert(given)
+            except ValueError:
+                return f"{name}: expected {expected}, got {given!r}"
+        if not values:
+            return f"{name}: expected {expected}, got nothing"
+    if kind is not Render and strays:
+        return f"{strays[0]}: expected only options that begin with --; quote a prompt of several words"
+    if kind is Render and len(strays) != 1:
+        return f"asset: expected one ply file, got {' and '.join(strays) or 'none'}"
+    return ""
+
+
+def _expectation(hint: Any) -> tuple[str, Any]:
+    """What a value of this type is called, and what turns a word into it or raises ValueError."""
+    kinds = (hint, *get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}", get_args(hint).index
+    if int in kinds:
+        return "whole numbers" if get_origin(hint) is tuple else "a whole number", int
+    if float in kinds:
+        return "a number", float
+    return ("a path" if Path in kinds else "some text"), str

@@ -1,0 +1,57 @@
+"""The turntable: views as an mp4 that every player plays (H.264, yuv420p)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from torch import Tensor
+
+from ddpo3d_fast.assets.images import to_uint8
+from ddpo3d_fast.files import atomic_path
+
+
+def write_turntable(path: str | Path, frames: Iterable[Tensor], fps: int = 30, quality: int = 18) -> None:
+    """Writes frames as an mp4, atomically, one by one as they come. The same frames give the same bytes.
+
+    H.264 with halved colour resolution wants even sides, so an odd side gets its last row or column twice.
+
+    Args:
+        path: the file; missing folders are made.
+        frames: at least one [H, W, 3] image, floats in [0, 1] or uint8, all of one size.
+        fps: frames a second.
+        quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
+
+    Raises:
+        ValueError: no frame, a frame of another shape than the first, fps below 1 or a quality out of range.
+        InputError: the file cannot be written.
+    """
+    if fps < 1:
+        raise ValueError(f"fps: expected 1 or more, got {fps}")
+    if not 0 <= quality <= 51:
+        raise ValueError(f"quality: expected 0 to 51, got {quality}")
+    shape: tuple[int, ...] | None = None
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        for frame in frames:
+            if shape is None:
+                shape = tuple(frame.shape)
+                if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+                    raise ValueError(f"frames: expected shape (H, W, 3), got {shape}")
+                stream.width, stream.height = shape[1] + shape[1] % 2, shape[0] + shape[0] % 2
+                stream.pix_fmt = "yuv420p"
+                # One thread, because the number of threads changes the bits.
+                stream.codec_context.thread_count = 1
+                stream.options = {"crf": str(quality), "preset": "medium"}
+            if tuple(frame.shape) != shape:
+                raise ValueError(f"frames: expected shape {shape} as the first one, got {tuple(frame.shape)}")
+            pixels = to_uint8(frame).cpu().numpy()
+            padded = np.pad(pixels, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
+            container.mux(stream.encode(picture))
+        if shape is None:
+            raise ValueError("frames: expected at least one, got none")
+        container.mux(stream.encode())

@@ -1,0 +1,269 @@
+"""The commands. Each imports what it needs when it runs, so that help comes at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpo3d_fast import __version__
+from ddpo3d_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpo3d_fast.arguments import Generate, Render
+    from ddpo3d_fast.config import Config
+    from ddpo3d_fast.generate import Result
+    from ddpo3d_fast.progress import Style
+    from ddpo3d_fast.run import RunFolder
+
+HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
+
+usage: ddpo3d-fast COMMAND [OPTIONS]
+
+commands:
+  generate    make a 3D asset from a prompt
+  render      turntable, contact sheet or stills of a Gaussian splat
+  info        hardware, runtimes and models: what is found, what is used
+
+examples:
+  ddpo3d-fast generate --prompt "a red mushroom"
+  ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
+  ddpo3d-fast generate --resume outputs/a-blue-car-3
+  ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+
+Each command has its own --help. --version prints the version.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+"""
+FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else
+_CHUNK = 8  # views rendered at a time
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; wrong input and failures are one line on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in words or "--verbose" in words
+    # Threads that spin while they wait take the cores from the kernels: ten times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, format="%(name)s: %(message)s")
+    try:
+        return _run(words)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        return _fail(f"interrupted: {interrupt or 'nothing was made'}", 130)
+    except BrokenPipeError:  # the reader of stdout is gone; Python must not flush into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as end:  # of --help
+        return int(end.code or 0)
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        if isinstance(error, (ValueError, TypeError)) and _raised_by_kernels(error):
+            return _fail(str(error), 2)
+        return _fail(f"{type(error).__name__}: {error}{'' if verbose else ' (-v shows where)'}", 1)
+
+
+def _run(words: list[str]) -> int:
+    commands = {"generate": _generate, "render": _render, "info": _info}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"ddpo3d-fast {__version__}")
+        return 0
+    if words[0] not in commands:
+        from ddpo3d_fast.arguments import suggestion
+
+        close = suggestion(words[0], list(commands))
+        raise InputError(f"{words[0]}: expected a command ({', '.join(commands)}){close}")
+    commands[words[0]](words[1:])
+    return 0
+
+
+def _generate(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import generate_settings, to_config
+    from ddpo3d_fast.config import validate
+    from ddpo3d_fast.progress import Progress
+    from ddpo3d_fast.run import RunFolder
+
+    settings = generate_settings(words)
+    if settings.resume is not None:
+        folder = RunFolder.open(settings.resume)
+        config = validate(_with_steps(folder, settings, words))
+    else:
+        config = validate(to_config(settings))
+        folder = RunFolder.create(config)
+    _check_device(config)
+
+    from ddpo3d_fast.generate import generate
+
+    progress = Progress(_style(settings.quiet, settings.json, settings.verbose))
+    try:
+        result = generate(config, folder, progress, resume=settings.resume is not None)
+    except KeyboardInterrupt:
+        progress.close()
+        if progress.step == 0:
+            raise KeyboardInterrupt from None
+        made = f"{progress.step} steps are in {folder.path}; go on with --resume {folder.path}"
+        raise KeyboardInterrupt(made) from None
+    finally:
+        progress.close()
+    _say_done(result, settings.quiet, settings.json)
+
+
+def _with_steps(folder: RunFolder, settings: Generate, words: list[str]) -> Config:
+    """The configuration of the run in a folder, with --steps if that was given."""
+    if not any(word.partition("=")[0] == "--steps" for word in words):
+        return folder.config
+    steps, done = settings.schedule.steps, len(folder.read_metrics())
+    if steps < done:
+        raise InputError(f"--steps: expected at least the {done} steps that are done, got {steps}")
+    schedule = dataclasses.replace(folder.config.schedule, steps=steps)
+    return dataclasses.replace(folder.config, schedule=schedule)
+
+
+def _style(quiet: bool, as_json: bool, verbose: bool) -> Style:
+    if quiet or as_json:
+        return "quiet" if quiet else "json"
+    return "bar" if sys.stderr.isatty() and not verbose else "lines"
+
+
+def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        files = [str(path) for path in result.files]
+        done = {"stage": "done", "folder": str(result.folder), "files": files, "seconds": result.seconds}
+        print(json.dumps(done), flush=True)
+    elif not quiet:
+        names = ", ".join(path.name for path in result.files)
+        print(f"{result.folder}: {names} in {result.seconds['total']:.1f} s")
+        parts = sorted(result.seconds.items(), key=lambda part: -part[1])
+        text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts if name != "total")
+        logging.getLogger("ddpo3d_fast").info("seconds: %s", text)
+
+
+def _check_device(config: Config) -> None:
+    if config.device == "cuda":
+        import torch
+
+        from ddpo3d_fast.kernels import build_info
+
+        if not build_info()["cuda"]:
+            raise InputError("--device: expected auto or cpu, got cuda: the kernels were built without CUDA")
+        if not torch.cuda.is_available():
+            raise InputError("--device: expected auto or cpu, got cuda: torch finds no CUDA device")
+
+
+def _render(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Render, parse
+
+    settings = parse(Render, words)
+    _check_render(settings)
+    output, background = _render_output(settings), parse_color(settings.background)
+
+    from ddpo3d_fast.assets import contact_sheet, read_ply, write_png, write_stills, write_turntable
+    from ddpo3d_fast.scene import Gaussians, orbit
+
+    gaussians = Gaussians(**read_ply(settings.asset)._asdict())
+    count = settings.views or (FRAMES if output.suffix.lower() == ".mp4" else STILLS)
+    cameras = orbit(count, math.radians(settings.elevation))
+
+    def views() -> Iterator[Tensor]:
+        import torch
+
+        backgrounds = torch.tensor([background]).repeat(_CHUNK, 1)
+        for start in range(0, count, _CHUNK):
+            chunk = cameras[start : start + _CHUNK]
+            yield from gaussians.render(chunk, settings.size, settings.size, backgrounds[: len(chunk)]).rgb
+
+    if settings.stills or not output.suffix:
+        write_stills(output, views())
+    elif output.suffix.lower() == ".mp4":
+        write_turntable(output, views())
+    else:
+        import torch
+
+        write_png(output, contact_sheet(torch.stack(list(views()))))
+    print(output)
+
+
+def _check_render(settings: Render) -> None:
+    ranges: dict[str, tuple[Any, float, float]] = {
+        "--size": (settings.size, 1, 4096),
+        "--views": (1 if settings.views is None else settings.views, 1, 3600),
+        "--elevation": (settings.elevation, -90, 90),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise InputError(f"{name}: expected a number from {low:g} to {high:g}, got {value:g}")
+    if not settings.asset.is_file():
+        reason = "is a folder" if settings.asset.is_dir() else "does not exist"
+        raise InputError(f"asset: expected a ply file, got {settings.asset}, which {reason}")
+
+
+def _render_output(settings: Render) -> Path:
+    """Where the views go; a path without a suffix, or of a folder, is a folder of stills."""
+    asset, output = settings.asset, settings.output
+    if output is None:
+        return asset.with_name(f"{asset.stem}-stills") if settings.stills else asset.with_suffix(".mp4")
+    if settings.stills or output.is_dir() or not output.suffix:
+        if output.is_file() or output.suffix.lower() in (".mp4", ".png"):
+            raise InputError(f"--output: expected a folder for stills, got {output}")
+        return output
+    if output.suffix.lower() not in (".mp4", ".png"):
+        raise InputError(f"--output: expected FILE.mp4, FILE.png or a folder, got {output}")
+    return output
+
+
+def parse_color(text: str) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 1] of a colour's name, of #rrggbb or of three numbers. Raises InputError."""
+    from PIL import ImageColor
+
+    try:
+        if text.count(",") == 2:
+            red, green, blue = (float(part) for part in text.split(","))
+        else:
+            red, green, blue = (part / 255 for part in ImageColor.getrgb(text)[:3])
+        if not all(0 <= part <= 1 for part in (red, green, blue)):
+            raise ValueError
+    except ValueError:
+        expected = "a colour's name, #rrggbb, or r,g,b from 0 to 1"
+        raise InputError(f"--background: expected {expected}, got {text!r}") from None
+    return red, green, blue
+
+
+def _info(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Info, parse
+
+    settings = parse(Info, words)
+    from ddpo3d_fast.info import describe, report
+
+    facts = report()
+    print(json.dumps(facts, indent=2) if settings.json else describe(facts))
+
+
+def _raised_by_kernels(error: BaseException) -> bool:
+    """Whether the kernels refused their arguments, which come from the user here."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals.get("__name__", "").startswith("ddpo3d_fast.kernels")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ddpo3d-fast: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

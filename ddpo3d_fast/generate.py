@@ -1,0 +1,207 @@
+"""The loop: from a prompt to an asset."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
+from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.scene import Gaussians, LearningRates, initial_cloud, orbit, prune, relocate, sample_cameras
+
+CHECKPOINT_EVERY = 50  # steps
+TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
+EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Result:
+    """Where the asset is, and where the time went."""
+
+    folder: Path
+    files: list[Path]
+    seconds: dict[str, float]  # by part
+
+
+class Stopwatch:
+    """Seconds by part; entering a part inside another pauses the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._parts: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self._switch()
+        self._parts.append(part)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._parts.pop()
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        if self._parts:
+            self.seconds[self._parts[-1]] += now - self._since
+        self._since = now
+
+
+def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
+    """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), jittered per view."""
+    level = high + (low - high) * fraction + jitter
+    return (level.clamp(low, high) * (count - 1)).long()
+
+
+def learning_rates(config: Config, fraction: float) -> LearningRates:
+    """Exponential decay of all rates to `final_rate` of them."""
+    scene = config.scene
+    decay = max(scene.final_rate, 1e-8) ** fraction
+    return LearningRates(
+        means=scene.means_rate * decay,
+        quats=scene.quats_rate * decay,
+        log_scales=scene.scales_rate * decay,
+        logit_opacities=scene.opacities_rate * decay,
+        sh=scene.colors_rate * decay,
+    )
+
+
+def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
+    """[V, 3]: half white, half a random grey, as the prior's training pictures."""
+    white, grey = torch.rand(2, views, generator=generator)
+    return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
+
+
+def shrink(images: Tensor, factor: int) -> Tensor:
+    """[V, H f, W f, 3] rendered images to pictures [V, 3, H, W], averaging areas."""
+    return torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2), factor)
+
+
+def shrink_vjp(grad: Tensor, factor: int) -> Tensor:
+    """Gradient with respect to the images from that with respect to the pictures of `shrink`."""
+    spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
+    return spread.permute(0, 2, 3, 1).contiguous()
+
+
+def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
+    """Makes the asset of `config` in `folder`, telling `observer` of every step.
+
+    The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. On Ctrl-C what
+    there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong settings.
+    """
+    clock, started = Stopwatch(), time.perf_counter()
+    schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
+    with clock("setup"):
+        observer({"stage": "load", "message": f"loading {config.distillation.model}"})
+        prior = load_prior(config.distillation.model)
+        prompt = prior.prompt(config.prompt, config.negative_prompt)
+        wanted = wishes.policy_weight > 0 or wishes.guide_weight > 0
+        scorer = make_reward(list(wishes.reward) or ["embedded"]) if wanted else None
+        distill = ScoreDistillation(
+            prior, prompt, config.prompt, config.distillation, wishes, scorer, config.seed, schedule.noises, clock
+        )
+        gaussians, first, rows = initial_cloud(scene.gaussians, config.seed), 1, []
+        if resume:
+            state = folder.load_checkpoint()
+            gaussians.load_state_dict(state["gaussians"])
+            distill.baseline.window = state["rewards"]
+            first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
+        folder.write_config(config, {"engine": prior.runtime, "reward": scorer.name if scorer else "none"})
+
+    def checkpoint(step: int) -> None:
+        folder.write_metrics(rows)
+        folder.save_checkpoint(
+            {"step": step, "gaussians": gaussians.state_dict(), "rewards": distill.baseline.window}
+        )
+
+    step = first - 1
+    try:
+        for step in range(first, schedule.steps + 1):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)  # no state to carry
+            fraction = (step - 1) / schedule.steps
+            cameras = sample_cameras(generator, schedule.views)
+            backgrounds = sample_backgrounds(generator, schedule.views)
+            seen_from = torch.stack([cameras.azimuth, cameras.elevation, backgrounds[:, 0]], 1)
+            jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
+            timesteps = timestep_at(
+                fraction, len(prior.alphas_cumprod), schedule.min_timestep, schedule.max_timestep, jitter
+            )
+            factor = schedule.resolution_factors[int(fraction * len(schedule.resolution_factors))]
+            size = prior.picture_size * factor
+
+            with clock("render"):
+                views = gaussians.render(cameras, size, size, backgrounds)
+                pictures = shrink(views.rgb, factor)
+            with clock("residual"):
+                guided = distill(pictures, seen_from, timesteps, step)
+                gradient, metrics = guided.grad_pictures, guided.metrics
+            if scorer is not None and wishes.guide_weight > 0:
+                with clock("reward"):
+                    guide, metrics["guide"] = reward_guide(
+                        pictures, config.prompt, scorer, wishes.guide_weight, gradient
+                    )
+                    gradient = gradient + guide
+            with clock("update"):
+                gaussians.update(
+                    views,
+                    shrink_vjp(gradient, factor) / schedule.views,
+                    alpha_penalty(views.alpha, scene.alpha_penalty * fraction / (factor**2 * schedule.views)),
+                    learning_rates(config, fraction),
+                    step,
+                    opacity_penalty=scene.opacity_penalty,
+                )
+                if scene.relocate_every and step % scene.relocate_every == 0 and fraction < 0.8:
+                    relocate(gaussians, generator, scene.dead_opacity)
+
+            progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
+            rows.append(progress | metrics | {"alpha": float(views.alpha.mean())})
+            observer(rows[-1] | {"stage": "distill", "seconds": time.perf_counter() - started})
+            if step % CHECKPOINT_EVERY == 0 and step < schedule.steps:
+                with clock("export"):
+                    checkpoint(step)
+    except KeyboardInterrupt:
+        checkpoint(len(rows))
+        export(gaussians, folder.path)
+        raise
+    with clock("export"):
+        observer({"stage": "export", "message": f"writing {folder.path}"})
+        checkpoint(step)
+        files = export(gaussians, folder.path)
+    seconds = dict(clock.seconds) | {"total": time.perf_counter() - started}
+    return Result(folder.path, [*files, *folder.files()], seconds)
+
+
+def export(gaussians: Gaussians, folder: Path) -> list[Path]:
+    """Writes asset.ply, turntable.mp4 and preview.png and returns their paths."""
+    asset = prune(gaussians, EXPORT_OPACITY)
+    ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
+    write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
+    write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))
+    cameras = orbit(8, elevation=math.radians(15))
+    views = asset.render(cameras, 256, 256, torch.ones(8, 3), antialiased=False).rgb
+    write_png(preview, contact_sheet(views, columns=4))
+    return [ply, video, preview]
+
+
+def turntable_frames(asset: Gaussians, count: int, size: int) -> Iterator[Tensor]:
+    """`count` white-backed frames [size, size, 3] of one turn, rendered a few at a time."""
+    cameras = orbit(count)
+    for start in range(0, count, 8):
+        chunk = cameras[start : start + 8]
+        yield from asset.render(chunk, size, size, torch.ones(len(chunk), 3)).rgb

@@ -1,0 +1,48 @@
+"""The policy gradient's arithmetic: when it acts, and how rewards become advantages. docs/method.md has the maths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ADVANTAGE_CLIP = 5.0  # DDPO (arXiv 2305.13301), section 5.1 of its code's defaults
+WINDOW, MIN_WINDOW = 32, 16  # DDPO's per-prompt window of rewards
+RAMP = 0.2  # fraction of the timesteps over which the weight rises
+_TINY = 1e-6
+
+
+def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
+    """Weight in [0, 1] at a timestep given as a fraction of the training timesteps, of any shape.
+
+    0 above `max_timestep`, rising linearly to 1 over the next 0.2: at high noise the clean guess depends on the prompt
+    alone, so that its reward says nothing of the action.
+    """
+    return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """[V, K] rewards of the K actions of each view to advantages: deviations from the view's mean, in units of its
+    standard deviation, clipped to 5. A view whose rewards are all equal has none."""
+    spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(rewards)
+    return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+class RunningBaseline:
+    """Advantages against a window of the run's last rewards, as DDPO keeps one for each prompt."""
+
+    def __init__(self, window: list[float] | None = None) -> None:
+        self.window = list(window or [])
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Advantages of [V, K] rewards, which then join the window; 0 while fewer than 16 have been seen."""
+        seen = torch.tensor(self.window)
+        self.window = [*self.window, *rewards.flatten().tolist()][-WINDOW:]
+        if len(seen) < MIN_WINDOW:
+            return torch.zeros_like(rewards)
+        return ((rewards - seen.mean()) / (seen.std() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+def shuffled(advantages: Tensor, generator: torch.Generator) -> Tensor:
+    """The control: every view's advantages in a random order, so that they keep their spread and lose their meaning."""
+    order = torch.rand(advantages.shape, generator=generator).argsort(dim=1)
+    return advantages.gather(1, order)

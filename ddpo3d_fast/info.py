@@ -1,0 +1,137 @@
+"""What this machine and this installation have, and what a run would use of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from ddpo3d_fast import __version__
+from ddpo3d_fast.errors import InputError
+
+RUNTIMES = ("torch", "onnxruntime", "tensorrt")
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name as it gives it, or the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu_models() -> list[str]:
+    """The names of the CUDA devices that torch can use."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(index) for index in range(count)]
+
+
+def machine() -> str:
+    """The machine in one line, to stand beside a figure."""
+    from ddpo3d_fast.kernels import build_info
+
+    number = cores()
+    parts = [cpu_model(), f"{number} core{'s' * (number > 1)}", str(build_info()["simd"]), *gpu_models()]
+    return ", ".join(parts)
+
+
+def report() -> dict[str, Any]:
+    """Hardware, runtimes, models and what a run would use, as plain data for JSON."""
+    from ddpo3d_fast.kernels import build_info
+
+    build = build_info()
+    prior, prior_use = _prior()
+    scorer, scorer_use = _scorer()
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "hardware": {
+            "cpu": cpu_model(),
+            "cores": cores(),
+            "simd": build["simd"],
+            "cuda_build": build["cuda"],
+            "cuda_devices": gpu_models(),
+        },
+        "runtimes": {name: _version(name) for name in RUNTIMES},
+        "models": {"prior": prior, "scorer": scorer},
+        "used": {
+            "rasterizer": f"CPU, {build['simd']}, {build['threads']} threads",
+            "prior": prior_use,
+            "scorer": scorer_use,
+        },
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """`report`'s data for a person."""
+    hardware, models, used = facts["hardware"], facts["models"], facts["used"]
+    lines = [f"ddpo3d-fast {facts['version']}, Python {facts['python']}", "", "hardware"]
+    lines.append(f"  CPU       {hardware['cpu']}, {hardware['cores']} cores, {hardware['simd']} kernels")
+    build = "CUDA kernels built" if hardware["cuda_build"] else "built without CUDA kernels"
+    lines.append(f"  GPU       {', '.join(hardware['cuda_devices']) or 'none that torch can use'}; {build}")
+    lines += ["", "runtimes"]
+    lines += [f"  {name:<13}{version or 'not installed'}" for name, version in facts["runtimes"].items()]
+    lines += ["", "embedded models"]
+    for name, model in models.items():
+        text = f"{model['mebibytes']:.1f} MiB  {model['path']}" if model else "not found"
+        lines.append(f"  {name:<10}{text}")
+    if prior := models["prior"]:
+        lines += ["", "what the embedded prior knows"]
+        lines.append(f"  {len(prior['objects'])} objects: {', '.join(prior['objects'])}")
+        lines.append(f"  {len(prior['colors'])} colours: {', '.join(prior['colors'])}")
+    lines += ["", "a run here would use"]
+    lines += [f"  {part:<12}{use}" for part, use in used.items()]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return installed_version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _prior() -> tuple[dict[str, Any] | None, str]:
+    """The embedded prior, and what runs it or why nothing does."""
+    from ddpo3d_fast.priors import load_prior
+
+    try:
+        prior = load_prior("embedded")
+    except InputError as error:
+        return None, f"unusable: {error}"
+    facts = _folder(prior.folder, without="scorer") | {
+        "picture_size": prior.picture_size,
+        "objects": list(prior.vocabulary.objects),
+        "colors": list(prior.vocabulary.colors),
+    }
+    return facts, prior.runtime
+
+
+def _scorer() -> tuple[dict[str, Any] | None, str]:
+    """The embedded scorer, and what runs it or why nothing does."""
+    from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer
+
+    try:
+        scorer = EmbeddedScorer()
+    except InputError as error:
+        return None, f"unusable: {error}"
+    return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"
+
+
+def _folder(path: Path, without: str = "") -> dict[str, Any]:
+    """Where a model lies and how much it weighs, a sub-folder apart."""
+    files = [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files if file.relative_to(path).parts[0] != without)
+    return {"path": str(path), "mebibytes": round(size / 2**20, 2)}

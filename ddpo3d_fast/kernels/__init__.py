@@ -1,0 +1,33 @@
+"""The ops as torch functions: rasterization, fused diffusion arithmetic, Adam.
+
+Needs torch, numpy and the extension only.
+"""
+
+from ._backend import build_info, get_num_threads, set_num_threads
+from .adam import adam
+from .diffusion import add_noise, denoise_action, philox_normal, score_residual
+from .rasterizer import (
+    Rasterization,
+    RasterizeGradients,
+    RasterizeState,
+    rasterize,
+    rasterize_backward,
+    rasterize_forward,
+)
+
+__all__ = [
+    "Rasterization",
+    "RasterizeGradients",
+    "RasterizeState",
+    "adam",
+    "add_noise",
+    "build_info",
+    "denoise_action",
+    "get_num_threads",
+    "philox_normal",
+    "rasterize",
+    "rasterize_backward",
+    "rasterize_forward",
+    "score_residual",
+    "set_num_threads",
+]

@@ -1,0 +1,76 @@
+"""The compiled extension, and what every op needs: threads, build facts, tensors checked and addressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from ddpo3d_fast import _C
+except ImportError as error:
+    raise ImportError(
+        f"ddpo3d_fast was not built for this Python ({error}): run `pip install .` in its checkout"
+    ) from error
+
+
+def set_num_threads(count: int) -> None:
+    """Sets how many threads the CPU kernels use, 1 to 1024; by default the cores this process may run on.
+
+    No result depends on it. Raises ValueError for a count outside 1 to 1024.
+    """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"count: expected an int, got {type(count).__name__}")
+    _C.set_num_threads(min(max(count, 0), 2**30))
+
+
+def get_num_threads() -> int:
+    """How many threads the CPU kernels use, the caller's included."""
+    return _C.num_threads()
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what of it runs here.
+
+    `compiler`; `cuda`: was a CUDA backend built; `simd`: the level in use, scalar, avx2 or avx512 (the
+    environment variable DDPO3D_SIMD forces one); `threads`.
+    """
+    return {
+        "compiler": _C.compiler(),
+        "cuda": _C.with_cuda,
+        "simd": _C.simd_level(),
+        "threads": get_num_threads(),
+    }
+
+
+def checked(name: str, tensor: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> Tensor:
+    """`tensor` made contiguous, if it is a float32 CPU tensor of this shape; letters stand for any size.
+
+    Raises TypeError for what is no tensor or of another dtype, ValueError for another shape, or for another
+    device than the CPU or than `like`.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    expected = "[" + ", ".join(str(size) for size in shape) + "]"
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(shape, tensor.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected shape {expected}, got {list(tensor.shape)}")
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name}: expected torch.float32, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} as the other tensors, got {tensor.device}")
+    if tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected a CPU tensor, got one on {tensor.device}; there is no CUDA rasterizer yet"
+        )
+    return tensor.contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a contiguous tensor's numbers lie; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,354 @@
+"""The fused diffusion arithmetic as torch functions: noising, denoising with an action, the score residual.
+
+Conventions. An array of B = V * K items belongs to V views with K actions each; action k of view v is item
+v * K + k. Latents may have any trailing shape. Inputs are float32, float16 or bfloat16; arithmetic and
+outputs are float32. Noise is never stored: element i of an array of noise is a function of (seed, stream, i)
+alone, so it is made again where it is needed. Outputs carry no autograd graph. Results are the same to the
+bit for any number of threads.
+
+Symbols: z latents, eps noise, abar = alphas_cumprod at the timestep, abar' = at the next, cleaner timestep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._backend import _C
+
+PREDICTION_TYPES = {"epsilon": 0, "v_prediction": 1, "sample": 2}
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class DenoisedAction(NamedTuple):
+    """What `denoise_action` returns; None where an output was not asked for. "..." is the latents' shape."""
+
+    guided_noise: Tensor | None  # [B, ...] eps^, after classifier-free guidance and clipping
+    clean: Tensor | None  # [B, ...] z0^, the clean guess
+    mean: Tensor | None  # [B, ...] mu of the DDIM step
+    action: Tensor | None  # [B, ...] mu + sigma n
+    log_prob: Tensor | None  # [B] log-density of the action under N(mu, sigma^2 I), summed over dimensions
+
+
+def philox_normal(shape: Sequence[int], seed: int, stream: int) -> Tensor:
+    """Standard normal noise from a counter: Philox4x32-10 (Salmon et al., SC 2011) and Box-Muller.
+
+    Args:
+        shape: shape of the result.
+        seed: key, 0 <= seed < 2**64.
+        stream: which of the seed's independent sequences, 0 <= stream < 2**64.
+
+    Returns:
+        float32 tensor. Element i of the flattened tensor depends on (seed, stream, i) only, so a shorter
+        tensor is a prefix of a longer one. |element| < 6.8.
+
+    Raises:
+        ValueError: a negative size, or a seed or stream out of range.
+    """
+    sizes = tuple(int(size) for size in shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape: expected sizes of 0 or more, got {sizes}")
+    out = torch.empty(sizes, dtype=torch.float32)
+    _C.philox_normal(out.data_ptr(), out.numel(), _uint64("seed", seed), _uint64("stream", stream))
+    return out
+
+
+def add_noise(latents: Tensor, alphas_cumprod: Tensor, seed: int, stream: int, actions: int = 1) -> Tensor:
+    """Noise every view's latents once for each of its actions: z_t = sqrt(abar) z + sqrt(1 - abar) eps (DDPM
+    eq. 4).
+
+    Args:
+        latents: [V, ...] clean latents z.
+        alphas_cumprod: [V * actions] float32, abar of every item, in (0, 1].
+        seed, stream: of eps, which is `philox_normal((V * actions, ...), seed, stream)`.
+        actions: K, noises a view.
+
+    Returns:
+        [V * actions, ...] float32 noisy latents.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+    """
+    latents = _latents("latents", latents)
+    actions = _count("actions", actions)
+    views = latents.shape[0]
+    alphas = _per_item("alphas_cumprod", alphas_cumprod, views * actions)
+    _check_alphas(alphas)
+    noisy = torch.empty((views * actions, *latents.shape[1:]), dtype=torch.float32)
+    _C.add_noise(
+        latents.data_ptr(),
+        _DTYPES[latents.dtype],
+        alphas.data_ptr(),
+        noisy.data_ptr(),
+        views,
+        actions,
+        _dims(latents),
+        _uint64("seed", seed),
+        _uint64("stream", stream),
+    )
+    return noisy
+
+
+def denoise_action(
+    noisy: Tensor,
+    pred_cond: Tensor,
+    pred_uncond: Tensor | None,
+    alphas_cumprod: Tensor,
+    prev_alphas_cumprod: Tensor,
+    guidance_scale: float,
+    prediction_type: str,
+    eta: float = 1.0,
+    clip: tuple[float, float] | None = None,
+    seed: int = 0,
+    stream: int = 0,
+    outputs: Sequence[str] = DenoisedAction._fields,
+) -> DenoisedAction:
+    """One stochastic denoising step of the UNet as a policy, from its two predictions, in one pass.
+
+    Guidance: p = p_u + s (p_c - p_u) (Ho and Salimans, eq. 6). Clean guess z0^ and noise eps^ follow from p
+    by the prediction type (v: Salimans and Ho, appendix D). The step is DDIM's, eq. 12 and 16:
+
+        sigma^2 = eta^2 (1 - abar') / (1 - abar) (1 - abar / abar')
+        mu = sqrt(abar') z0^ + sqrt(1 - abar' - sigma^2) eps^,    action = mu + sigma n
+
+    Where sigma is 0 the action is mu and its log-probability is defined as 0.
+
+    Args:
+        noisy: [B, ...] noisy latents z_t.
+        pred_cond: [B, ...] the UNet's prediction for the prompt.
+        pred_uncond: [B, ...] its prediction for the negative prompt; None: no guidance, `pred_cond` as it is.
+        alphas_cumprod: [B] float32, abar, in (0, 1].
+        prev_alphas_cumprod: [B] float32, abar', in [abar, 1].
+        guidance_scale: s.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        eta: 0 (deterministic DDIM) to 1 (DDPM's variance).
+        clip: (low, high) range of the clean guess, eps^ then following from the clipped guess; None: no clip.
+        seed, stream: of n, which is `philox_normal(noisy.shape, seed, stream)`.
+        outputs: names of the wanted fields of the result; the others are neither computed nor written.
+
+    Returns:
+        DenoisedAction of float32 tensors; fields not in `outputs` are None.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+    """
+    unknown = [name for name in outputs if name not in DenoisedAction._fields]
+    if unknown or isinstance(outputs, str):
+        got = outputs if isinstance(outputs, str) else unknown[0]
+        raise ValueError(f"outputs: expected a sequence of {', '.join(DenoisedAction._fields)}, got {got!r}")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta: expected a number from 0 to 1, got {eta}")
+    prediction, kept = _prediction(
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip
+    )
+    items = noisy.shape[0]
+    prev = _per_item("prev_alphas_cumprod", prev_alphas_cumprod, items)
+    if not bool(((prev >= kept[-1]) & (prev <= 1)).all()):
+        raise ValueError("prev_alphas_cumprod: expected values from alphas_cumprod to 1, got some outside")
+
+    shapes = dict.fromkeys(DenoisedAction._fields, tuple(noisy.shape)) | {"log_prob": (items,)}
+    result = DenoisedAction(
+        **{
+            name: torch.empty(shape, dtype=torch.float32) if name in outputs else None
+            for name, shape in shapes.items()
+        }
+    )
+    _C.denoise_action(
+        prediction,
+        prev.data_ptr(),
+        float(eta),
+        items,
+        _dims(noisy),
+        _uint64("seed", seed),
+        _uint64("stream", stream),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in result),
+    )
+    return result
+
+
+def score_residual(
+    noisy: Tensor,
+    pred_cond: Tensor,
+    pred_uncond: Tensor | None,
+    alphas_cumprod: Tensor,
+    residual_weight: Tensor,
+    guidance_scale: float,
+    prediction_type: str,
+    clip: tuple[float, float] | None = None,
+    seed: int = 0,
+    noise_stream: int = 0,
+    actions: int = 1,
+    action_weight: Tensor | None = None,
+    action_stream: int | None = None,
+) -> Tensor:
+    """The gradient on the latents, score distillation and policy gradient together, in one pass.
+
+        grad_v = sum over k of  residual_weight_k (eps^_k - eps_k) - action_weight_k n_k
+
+    The first term with weight w(t) / K is SDS (DreamFusion eq. 3) and with w(t) A_k / K the noise policy;
+    the second with weight lambda A_k sqrt(abar') / (K sigma) is the DDIM policy, whose actions had noise n
+    (`policy_gradient_coefficient`). Nothing is divided by K here. The sum runs over k in ascending order.
+
+    Args:
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip: as in
+            `denoise_action`.
+        residual_weight: [B] float32.
+        seed: of both noises.
+        noise_stream: of eps, the stream that `add_noise` was called with.
+        actions: K; B must be a multiple of it.
+        action_weight: [B] float32; None: no second term.
+        action_stream: of n, the stream that `denoise_action` was called with; needed with `action_weight`.
+
+    Returns:
+        [B / actions, ...] float32 gradient of the loss with respect to every view's clean latents.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+    """
+    prediction, _kept = _prediction(
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip
+    )
+    items, actions = noisy.shape[0], _count("actions", actions)
+    if items % actions:
+        raise ValueError(f"actions: expected a divisor of the {items} items of noisy, got {actions}")
+    weights = _per_item("residual_weight", residual_weight, items)
+    action_weights = None
+    if action_weight is not None:
+        action_weights = _per_item("action_weight", action_weight, items)
+        if action_stream is None:
+            raise ValueError("action_stream: expected the actions' stream beside action_weight, got None")
+        if action_stream == noise_stream:
+            raise ValueError(
+                f"action_stream: expected another stream than noise_stream, got {action_stream} for both"
+            )
+    grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32)
+    _C.score_residual(
+        prediction,
+        weights.data_ptr(),
+        0 if action_weights is None else action_weights.data_ptr(),
+        items // actions,
+        actions,
+        _dims(noisy),
+        _uint64("seed", seed),
+        _uint64("noise_stream", noise_stream),
+        _uint64("action_stream", action_stream or 0),
+        grad.data_ptr(),
+    )
+    return grad
+
+
+def ddim_sigma(alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0) -> Tensor:
+    """sigma = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar')), DDIM eq. 16. Any shapes that broadcast;
+    float32."""
+    abar, prev = alphas_cumprod.double(), prev_alphas_cumprod.double()
+    variance = (1 - prev) / (1 - abar).clamp_min(1e-300) * (1 - abar / prev)
+    return (eta * variance.clamp_min(0).sqrt()).float()
+
+
+def policy_gradient_coefficient(
+    alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0
+) -> Tensor:
+    """sqrt(abar') / sigma, with which grad_z log pi(action) = coefficient * n when the UNet's Jacobian is
+    dropped.
+
+    Any shapes that broadcast; float32. Where sigma is 0 the policy is deterministic and the coefficient 0.
+    """
+    sigma = ddim_sigma(alphas_cumprod, prev_alphas_cumprod, eta)
+    return torch.where(sigma > 0, prev_alphas_cumprod.float().sqrt() / sigma, torch.zeros_like(sigma))
+
+
+def _prediction(
+    noisy: Tensor,
+    pred_cond: Tensor,
+    pred_uncond: Tensor | None,
+    alphas_cumprod: Tensor,
+    guidance_scale: float,
+    prediction_type: str,
+    clip: tuple[float, float] | None,
+) -> tuple[_C.Prediction, list[Tensor]]:
+    """Checks what every use of a prediction shares. The list keeps the tensors alive; its last one is
+    abar."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type: expected {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}")
+    low, high = (0.0, 0.0) if clip is None else (float(clip[0]), float(clip[1]))
+    if clip is not None and not low < high:
+        raise ValueError(f"clip: expected (low, high) with low < high, got {clip}")
+    noisy = _latents("noisy", noisy)
+    cond = _latents("pred_cond", pred_cond, noisy.shape)
+    uncond = None if pred_uncond is None else _latents("pred_uncond", pred_uncond, noisy.shape)
+    alphas = _per_item("alphas_cumprod", alphas_cumprod, noisy.shape[0])
+    _check_alphas(alphas)
+    prediction = _C.Prediction(
+        noisy.data_ptr(),
+        _DTYPES[noisy.dtype],
+        cond.data_ptr(),
+        _DTYPES[cond.dtype],
+        0 if uncond is None else uncond.data_ptr(),
+        0 if uncond is None else _DTYPES[uncond.dtype],
+        alphas.data_ptr(),
+        float(guidance_scale),
+        PREDICTION_TYPES[prediction_type],
+        clip is not None,
+        low,
+        high,
+    )
+    return prediction, [noisy, cond, *([] if uncond is None else [uncond]), alphas]
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
+    if value.device.type != "cpu":
+        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
+    return value.detach()
+
+
+def _latents(name: str, value: object, shape: Sequence[int] | None = None) -> Tensor:
+    tensor = _tensor(name, value)
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.dim() < 1:
+        raise ValueError(f"{name}: expected [items, ...], got a scalar")
+    if shape is not None and tensor.shape != shape:
+        raise ValueError(f"{name}: expected the shape {tuple(shape)} of noisy, got {tuple(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def _per_item(name: str, value: object, items: int) -> Tensor:
+    tensor = _tensor(name, value)
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
+    if tensor.shape != (items,):
+        raise ValueError(f"{name}: expected shape ({items},), got {tuple(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def _check_alphas(alphas: Tensor) -> None:
+    if not bool(((alphas > 0) & (alphas <= 1)).all()):
+        raise ValueError("alphas_cumprod: expected values in (0, 1], got some outside")
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {value}")
+    return value
+
+
+def _uint64(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name}: expected 0 <= {name} < 2**64, got {value}")
+    return value
+
+
+def _dims(latents: Tensor) -> int:
+    return math.prod(latents.shape[1:])

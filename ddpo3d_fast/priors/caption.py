@@ -1,0 +1,75 @@
+"""The embedded prior's language: captions of an object, one or two colours and a view, and the prompts that name them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+VIEW_WORDS = ("front", "side", "back", "overhead")
+OVERHEAD_ELEVATION = math.radians(58)
+
+
+def view_word(azimuth: float, elevation: float) -> str:
+    """DreamFusion's view words: overhead above 58 degrees, else front or back within 45 degrees of it, else side."""
+    if elevation > OVERHEAD_ELEVATION:
+        return "overhead"
+    from_front = abs((azimuth + math.pi) % (2 * math.pi) - math.pi)
+    return "front" if from_front < math.pi / 4 else "back" if from_front > 3 * math.pi / 4 else "side"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words a prior was trained on. The index one past the end of each tuple means "not said"."""
+
+    objects: tuple[str, ...]
+    colors: tuple[str, ...]
+    views: tuple[str, ...] = VIEW_WORDS
+
+
+class CaptionEncoder(nn.Module):
+    """Caption and camera to what conditions the UNet: tokens for cross-attention, one vector for its class embedding.
+
+    The camera, when known, says the view more exactly than the view word does, as in MVDream (arXiv 2308.16512); the
+    background, known with it, keeps the model from guessing one, which a scene would fill with haze.
+    """
+
+    token_dim, pooled_dim, width = 128, 256, 128
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.object = nn.Embedding(len(vocabulary.objects) + 1, self.width)
+        self.color = nn.Embedding(len(vocabulary.colors) + 1, self.width)
+        self.second_color = nn.Embedding(len(vocabulary.colors) + 1, self.width)
+        self.view = nn.Embedding(len(vocabulary.views) + 1, self.width)
+        self.camera = nn.Linear(10, self.width)
+        self.join = nn.Sequential(nn.Linear(2 * self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.token_dim))
+        self.pool = nn.Sequential(nn.Linear(4 * self.width, 192), nn.SiLU(), nn.Linear(192, self.pooled_dim))
+
+    def forward(self, words: Tensor, cameras: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """words int64 [B, 4] (object, colour, second colour, view), cameras float32 [B, 3] (azimuth and elevation
+        in radians, grey level of the background in [0, 1]), known float32 [B, 1] (1 where the camera counts, else 0)
+        -> tokens [B, 6, 128], pooled [B, 256]."""
+        thing, color, second = self.object(words[:, 0]), self.color(words[:, 1]), self.second_color(words[:, 2])
+        azimuth, elevation, background = cameras.split(1, dim=1)
+        waves = [f(k * azimuth) for k in (1, 2, 3) for f in (torch.sin, torch.cos)]
+        camera = torch.cat([*waves, torch.sin(elevation), torch.sin(2 * elevation), 2 * background - 1], 1) * known
+        view = self.view(words[:, 3]) + self.camera(torch.cat([camera, known], 1))
+        colored, seen = self.join(torch.cat([thing, color], 1)), self.join(torch.cat([thing, view], 1))
+        return torch.stack([thing, color, second, view, colored, seen], 1), self.pool(
+            torch.cat([thing, color, second, view], 1)
+        )
+
+    def nothing(self, count: int) -> Tensor:
+        """Words [count, 4] of the empty prompt."""
+        v = self.vocabulary
+        return torch.tensor([[len(v.objects), len(v.colors), len(v.colors), len(v.views)]]).repeat(count, 1)
+
+
+def views_of(cameras: np.ndarray) -> np.ndarray:
+    """Index in VIEW_WORDS of each camera [M, 2] (azimuth, elevation in radians)."""
+    return np.array([VIEW_WORDS.index(view_word(float(a), float(e))) for a, e in cameras])

@@ -1,0 +1,23 @@
+"""Between pictures and latents without a network: the pixels of a patch become channels, exactly and for free."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+
+class PatchCodec:
+    """Pictures [V, 3, H, W] in [0, 1] and latents [V, 3 p^2, H/p, W/p] in [-1, 1]."""
+
+    def __init__(self, patch: int) -> None:
+        self.patch = patch
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pixel_unshuffle(pictures * 2 - 1, self.patch)
+
+    def encode_vjp(self, grad_latents: Tensor) -> Tensor:
+        """Gradient with respect to the pictures from that with respect to the latents."""
+        return pixel_shuffle(grad_latents, self.patch) * 2
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (pixel_shuffle(latents, self.patch) + 1) / 2

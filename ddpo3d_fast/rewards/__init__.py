@@ -1,0 +1,190 @@
+"""Rewards: what a view is worth. The embedded scorer, the user's own functions, and weighted sums of them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+
+PROBE_SIZE = 64  # pixels of the pictures on which a user's function is tried before a run
+
+
+class Reward(Protocol):
+    """Scores pictures of a prompt; higher is better. No autograd graph leaves or enters a reward."""
+
+    name: str
+    differentiable: bool  # whether score_vjp can be called
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B]."""
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Scores [B], and the gradient [B, 3, H, W] of each image's own score with respect to that image."""
+
+
+class EmbeddedReward:
+    """The embedded scorer of how clean a render looks, whatever its prompt."""
+
+    name, differentiable = "embedded", True
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.scorer = EmbeddedScorer(device=device)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.scorer.score(images)
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        return self.scorer.score_vjp(images)
+
+
+def _line(error: Exception) -> str:
+    """The exception's name and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+class FunctionReward:
+    """A function of the user's: images [B, 3, H, W] in [0, 1] and prompts -> scores [B], a higher one is better.
+
+    It is tried once on two small pictures. When its result carries an autograd graph back to the images it counts as
+    differentiable; it must then score each image by itself. InputError for a wrong result or an exception of its own.
+    """
+
+    def __init__(
+        self, name: str, function: Callable[[Tensor, list[str]], Tensor], device: torch.device | str = "cpu"
+    ) -> None:
+        self.name, self.function = name, function
+        probe = torch.rand(2, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0))
+        with torch.enable_grad():
+            scores = self._call(probe.to(device).requires_grad_(), ["a red ball", "a blue cube"])
+        self.differentiable = scores.requires_grad
+
+    def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
+        try:
+            scores = self.function(images, prompts)
+        except Exception as error:
+            raise InputError(f"reward {self.name}: raised {_line(error)}") from error
+        if not isinstance(scores, Tensor):
+            raise InputError(
+                f"reward {self.name}: expected a tensor of {len(images)} scores, got {type(scores).__name__}"
+            )
+        if scores.shape != (len(images),):
+            raise InputError(
+                f"reward {self.name}: expected scores of shape ({len(images)},), got {tuple(scores.shape)}"
+            )
+        if not bool(torch.isfinite(scores.detach()).all()):
+            raise InputError(f"reward {self.name}: expected finite scores, got {scores.detach().tolist()}")
+        return scores.to(images.device, torch.float32)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        with torch.no_grad():
+            return self._call(images.detach(), prompts)
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        if not self.differentiable:
+            raise InputError(f"reward {self.name}: has no gradient with respect to the images")
+        with torch.enable_grad():
+            leaf = images.detach().clone().requires_grad_()
+            scores = self._call(leaf, prompts)
+            if not scores.requires_grad:
+                raise InputError(f"reward {self.name}: had a gradient when it was tried, and has none now")
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+        return scores.detach(), gradient
+
+
+class WeightedReward:
+    """The sum of rewards times their weights. Its gradient is that of the differentiable ones alone."""
+
+    def __init__(self, parts: Sequence[tuple[Reward, float]]) -> None:
+        self.parts = list(parts)
+        self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self.parts)
+        self.differentiable = any(reward.differentiable for reward, _ in self.parts)
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return torch.stack([weight * reward.score(images, prompts) for reward, weight in self.parts]).sum(0)
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        if not self.differentiable:
+            raise InputError(f"reward {self.name}: has no gradient with respect to the images")
+        scores, gradient = torch.zeros(len(images), device=images.device), torch.zeros_like(images)
+        for reward, weight in self.parts:
+            if reward.differentiable:
+                part, part_gradient = reward.score_vjp(images, prompts)
+                gradient += weight * part_gradient
+            else:
+                part = reward.score(images, prompts)
+            scores += weight * part
+        return scores, gradient
+
+
+def _find_function(name: str) -> Callable[[Tensor, list[str]], Tensor]:
+    module_name, _, function_name = name.partition(":")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)  # an installed command does not look in the working directory by itself
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(missing + "."):
+            raise InputError(
+                f"reward {name}: no module {module_name!r} here or on the Python path"
+            ) from error
+        raise InputError(
+            f"reward {name}: module {module_name!r} needs {missing!r}, which is not installed"
+        ) from error
+    except Exception as error:
+        raise InputError(f"reward {name}: importing {module_name!r} raised {_line(error)}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"reward {name}: module {module_name!r} has no function {function_name!r}")
+    return function
+
+
+def _parse(spec: str) -> tuple[str, float]:
+    name, separator, text = spec.strip().partition("=")
+    if not separator:
+        return name, 1.0
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise InputError(
+            f"reward {spec!r}: expected NAME or NAME=WEIGHT with a finite number, got weight {text!r}"
+        )
+    return name.strip(), weight
+
+
+def make_reward(specs: Sequence[str], device: torch.device | str = "cpu") -> Reward:
+    """The reward that `specs` name, each NAME or NAME=WEIGHT (1 if left out); several are summed.
+
+    NAME is `embedded`, or `module:function` of the user's, found on the Python path or in the working directory.
+    InputError for an unknown name, a bad weight, a missing module or function, or a function that does not score.
+    """
+    parts: list[tuple[Reward, float]] = []
+    for spec in specs:
+        name, weight = _parse(spec)
+        if name == "embedded":
+            parts.append((EmbeddedReward(device), weight))
+        elif all(name.partition(":")):
+            parts.append((FunctionReward(name, _find_function(name), device), weight))
+        else:
+            raise InputError(f"reward {name!r}: expected 'embedded' or 'module:function' of your own")
+    if not parts:
+        raise InputError("reward: expected at least one NAME[=WEIGHT], got none")
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    return WeightedReward(parts)

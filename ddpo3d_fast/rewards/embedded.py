@@ -1,0 +1,101 @@
+"""The embedded scorer: a small image tower with a linear head that stands for an aesthetic predictor.
+
+It ranks clean renders above degraded ones: held-out clean renders average 1, fully degraded ones 0. Trained by
+`python -m ddpo3d_fast.training.scorer`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
+
+from ddpo3d_fast.errors import InputError
+
+FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
+SIZE = 64  # pixels of the tower's input
+
+
+def make_tower(widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool) -> nn.Sequential:
+    """Convolutions and SiLU, halving the picture before the first level and at each further one.
+
+    `normalize` puts a batch norm behind every convolution, for training; it folds away into the shipped tower.
+    """
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+    inside = 3 * 4
+    for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for repeat in range(depth):
+            stride = 2 if level > 0 and repeat == 0 else 1
+            layers.append(nn.Conv2d(inside, width, 3, stride, 1, bias=not normalize))
+            layers += [nn.BatchNorm2d(width), nn.SiLU()] if normalize else [nn.SiLU()]
+            inside = width
+    return nn.Sequential(*layers)
+
+
+class ScorerNetwork(nn.Module):
+    """Pictures [B, 3, 64, 64] in [0, 1] -> scores [B]. Made of operations whose VJP exports to ONNX."""
+
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool = False) -> None:
+        super().__init__()
+        self.tower = make_tower(widths, depths, normalize)
+        self.head = nn.Linear(widths[-1], 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.tower(pictures * 2 - 1).mean((2, 3)))[:, 0]
+
+
+def to_tower_size(images: Tensor) -> Tensor:
+    """Images [B, 3, N, N] at 64 px: the mean over whole pixel blocks where 64 divides N, bilinear otherwise."""
+    size = images.shape[-1]
+    if size == SIZE:
+        return images
+    if size % SIZE == 0:
+        return avg_pool2d(images, size // SIZE)
+    return interpolate(images, size=(SIZE, SIZE), mode="bilinear", antialias=size > SIZE, align_corners=False)
+
+
+class EmbeddedScorer:
+    """The scorer of a folder with config.json and model.safetensors, in float32, without gradients of its weights.
+
+    InputError where a file is missing.
+    """
+
+    def __init__(self, folder: Path | str = FOLDER, device: torch.device | str = "cpu") -> None:
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise InputError(f"scorer: {folder / name} is missing")
+        config = json.loads((folder / "config.json").read_text())
+        self.network = ScorerNetwork(tuple(config["widths"]), tuple(config["depths"]))
+        weights = load_file(folder / "model.safetensors")
+        self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        self.network.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+
+    def _check(self, images: Tensor) -> None:
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] == 0:
+            raise ValueError(f"images: expected shape [B, 3, N, N], got {list(shape)}")
+        if images.dtype != torch.float32:
+            raise TypeError(f"images: expected float32, got {images.dtype}")
+        if images.device.type != self.device.type:
+            raise ValueError(f"images: expected device {self.device}, got {images.device}")
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Tensor:
+        """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for other images."""
+        self._check(images)
+        return self.network(to_tower_size(images))
+
+    def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B], and the gradient [B, 3, N, N] of each image's own score; neither carries an autograd graph."""
+        self._check(images)
+        with torch.enable_grad():
+            leaf = images.detach().clone().requires_grad_()
+            scores = self.network(to_tower_size(leaf))
+            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+        return scores.detach(), gradient

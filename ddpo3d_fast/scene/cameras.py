@@ -1,0 +1,131 @@
+"""Cameras around the object: where they stand, what they see, and the word for the view.
+
+The world is y-up and right-handed, the object sits at the origin inside a ball of radius about 1.1, and its
+front faces +z. Azimuth 0 looks at the front and grows towards +x; elevation grows upwards. Camera axes are
+OpenCV's: x right, y down, z forward.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RADIUS = 3.0  # distance of the camera from the origin, in world units
+FOV_Y = math.radians(40.0)  # vertical field of view; the ball of radius 1.02 touches the frame at RADIUS
+
+
+@dataclass
+class Cameras:
+    """C cameras that look at the origin. Intrinsics follow once the image size is known."""
+
+    viewmats: Tensor  # [C, 4, 4] float32, world to camera
+    azimuth: Tensor  # [C] float32, radians in (-pi, pi]
+    elevation: Tensor  # [C] float32, radians in [-pi/2, pi/2]
+    fov_y: float = FOV_Y  # vertical field of view, radians
+
+    def __len__(self) -> int:
+        return self.viewmats.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Cameras:
+        """The cameras of a slice, a list of indices or a mask."""
+        return Cameras(self.viewmats[index], self.azimuth[index], self.elevation[index], self.fov_y)
+
+    def intrinsics(self, width: int, height: int) -> Tensor:
+        """[C, 3, 3] float32 intrinsics in pixels, with pixel centres at +0.5 and square pixels."""
+        focal = 0.5 * height / math.tan(0.5 * self.fov_y)
+        matrix = torch.tensor([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
+        return matrix.to(self.viewmats.device).expand(len(self), 3, 3).contiguous()
+
+
+def look_at_origin(
+    azimuth: Tensor, elevation: Tensor, radius: float | Tensor = RADIUS, fov_y: float = FOV_Y
+) -> Cameras:
+    """Cameras at radius * (sin az cos el, sin el, cos az cos el) that look at the origin, with no roll.
+
+    Args:
+        azimuth, elevation: [C] radians. Straight up and straight down are no special case.
+        radius: distance from the origin, a number or [C].
+        fov_y: vertical field of view, radians in (0, pi).
+
+    Raises:
+        ValueError: angles that are not [C] each, a radius that is not positive, a field of view out of range.
+    """
+    if azimuth.dim() != 1 or azimuth.shape != elevation.shape:
+        got = f"{tuple(azimuth.shape)} and {tuple(elevation.shape)}"
+        raise ValueError(f"azimuth, elevation: expected shape (C,) each, got {got}")
+    if not 0.0 < fov_y < math.pi:
+        raise ValueError(f"fov_y: expected radians between 0 and pi, got {fov_y}")
+    az, el = azimuth.double(), elevation.double()
+    distance = torch.as_tensor(radius, dtype=torch.float64, device=az.device).expand_as(az)
+    if not bool((distance > 0).all()):
+        raise ValueError(f"radius: expected a positive distance, got {radius}")
+    zero = torch.zeros_like(az)
+    outward = torch.stack([az.sin() * el.cos(), el.sin(), az.cos() * el.cos()], -1)
+    right = torch.stack([az.cos(), zero, -az.sin()], -1)
+    down = torch.linalg.cross(-outward, right)
+    rotation = torch.stack([right, down, -outward], 1)
+    viewmats = torch.eye(4, dtype=torch.float64, device=az.device).repeat(len(az), 1, 1)
+    viewmats[:, :3, :3] = rotation
+    viewmats[:, 2, 3] = distance  # -R position: the origin lies straight ahead
+    wrapped = math.pi - torch.remainder(math.pi - az, 2 * math.pi)
+    return Cameras(viewmats.float(), wrapped.float(), el.float(), fov_y)
+
+
+def orbit(
+    count: int,
+    elevation: float = math.radians(15.0),
+    start: float = 0.0,
+    radius: float = RADIUS,
+    fov_y: float = FOV_Y,
+) -> Cameras:
+    """`count` cameras evenly spread over one turn, the first at azimuth `start`: a turntable's frames.
+
+    Raises:
+        ValueError: count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count: expected 1 or more, got {count}")
+    azimuth = start + 2 * math.pi / count * torch.arange(count, dtype=torch.float64)
+    return look_at_origin(azimuth, torch.full_like(azimuth, elevation), radius, fov_y)
+
+
+def sample_cameras(
+    generator: torch.Generator,
+    count: int,
+    elevation_range: tuple[float, float] = (math.radians(-10.0), math.radians(45.0)),
+    overhead_range: tuple[float, float] = (math.radians(60.0), math.radians(80.0)),
+    overhead_fraction: float = 0.06,
+    azimuth_jitter: float = 0.2,
+    radius: float = RADIUS,
+    fov_y: float = FOV_Y,
+) -> Cameras:
+    """Random cameras for one step of the optimisation.
+
+    The views of a step stand evenly around the object, at an angle that is drawn anew, so that no side goes
+    without a view for long; each is then moved by a normal jitter. Most elevations are uniform in
+    `elevation_range`, a few look from above.
+
+    Args:
+        generator: the only source of randomness; a CPU generator.
+        count: C, views of the step.
+        elevation_range, overhead_range: (low, high), radians.
+        overhead_fraction: probability of a view from `overhead_range`.
+        azimuth_jitter: deviation of the jitter, radians.
+
+    Raises:
+        ValueError: count below 1, or a fraction outside [0, 1].
+    """
+    if count < 1:
+        raise ValueError(f"count: expected 1 or more, got {count}")
+    if not 0.0 <= overhead_fraction <= 1.0:
+        raise ValueError(f"overhead_fraction: expected a number from 0 to 1, got {overhead_fraction}")
+    first = torch.rand((), generator=generator, dtype=torch.float64)
+    jitter = torch.randn(count, generator=generator, dtype=torch.float64)
+    height, lot = torch.rand(2, count, generator=generator, dtype=torch.float64)
+    azimuth = 2 * math.pi * (first + torch.arange(count) / count) + azimuth_jitter * jitter
+    usual = elevation_range[0] + (elevation_range[1] - elevation_range[0]) * height
+    overhead = overhead_range[0] + (overhead_range[1] - overhead_range[0]) * height
+    return look_at_origin(azimuth, torch.where(lot < overhead_fraction, overhead, usual), radius, fov_y)

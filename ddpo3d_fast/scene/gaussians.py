@@ -1,0 +1,216 @@
+"""The scene: raw Gaussian parameters and Adam's moments; renders itself and takes image gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.kernels import adam, rasterize_backward, rasterize_forward
+from ddpo3d_fast.scene.cameras import Cameras
+
+PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh")
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
+# Colours stay this far inside [0, 1]: at 0 itself the rasterizer's clamp would let no gradient through any
+# more.
+COLOR_MARGIN = 1 / 1024
+
+
+@dataclass
+class LearningRates:
+    """Adam's learning rate of every raw parameter."""
+
+    means: float  # world units
+    quats: float
+    log_scales: float
+    logit_opacities: float
+    sh: float  # a colour moves by SH_C0 times this
+
+
+class Activated(NamedTuple):
+    """What the rasterizer takes."""
+
+    means: Tensor  # [N, 3]
+    quats: Tensor  # [N, 4] w, x, y, z; normalised by the rasterizer
+    scales: Tensor  # [N, 3]
+    opacities: Tensor  # [N]
+    sh: Tensor  # [N, K, 3]
+
+
+class Views(NamedTuple):
+    """Rendered views of C cameras, and what the way back needs."""
+
+    rgb: Tensor  # [C, H, W, 3], over the backgrounds
+    alpha: Tensor  # [C, H, W]
+    depth: Tensor  # [C, H, W], sum of w_i z_i
+    radii: Tensor  # [C, N] int32, 0 where not seen
+    activated: Activated
+    state: Any  # of rasterize_forward
+
+
+@dataclass
+class Gaussians:
+    """N Gaussians as the 3DGS layout stores them: raw, before activation. All float32 and contiguous."""
+
+    means: Tensor  # [N, 3]
+    quats: Tensor  # [N, 4] w, x, y, z, of any length but 0
+    log_scales: Tensor  # [N, 3]
+    logit_opacities: Tensor  # [N]
+    sh: Tensor  # [N, K, 3] spherical harmonics, K = (degree + 1)^2; colour = 0.5 + SH_C0 sh[:, 0] + ...
+    exp_avg: dict[str, Tensor] = field(
+        default_factory=dict, repr=False
+    )  # Adam's first moment of each parameter
+    exp_avg_sq: dict[str, Tensor] = field(default_factory=dict, repr=False)  # and its second
+
+    def __post_init__(self) -> None:
+        count = self.means.shape[0] if self.means.dim() else 0
+        shapes = {
+            "means": (count, 3),
+            "quats": (count, 4),
+            "log_scales": (count, 3),
+            "logit_opacities": (count,),
+        }
+        for name in PARAMETERS:
+            tensor = getattr(self, name)
+            if tensor.dtype != torch.float32:
+                raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
+            if name in shapes and tensor.shape != shapes[name]:
+                raise ValueError(f"{name}: expected shape {shapes[name]}, got {tuple(tensor.shape)}")
+            setattr(self, name, tensor.detach().contiguous())
+        bases = self.sh.shape[1] if self.sh.dim() == 3 else 0
+        if bases not in (1, 4, 9, 16) or self.sh.shape != (count, bases, 3):
+            raise ValueError(
+                f"sh: expected shape ({count}, K, 3) with K 1, 4, 9 or 16, got {tuple(self.sh.shape)}"
+            )
+        for moments in (self.exp_avg, self.exp_avg_sq):
+            for name in PARAMETERS:
+                moments.setdefault(name, torch.zeros_like(getattr(self, name)))
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Gaussians:
+        """A new scene of the chosen rows (a slice, indices or a mask), moments included."""
+        return self.from_state_dict({name: tensor[index] for name, tensor in self.state_dict().items()})
+
+    @property
+    def sh_degree(self) -> int:
+        return {1: 0, 4: 1, 9: 2, 16: 3}[self.sh.shape[1]]
+
+    def activated(self) -> Activated:
+        """Scales exp(log_scales) and opacities sigmoid(logit_opacities), the rest as it is."""
+        return Activated(
+            self.means, self.quats, self.log_scales.exp(), self.logit_opacities.sigmoid(), self.sh
+        )
+
+    def render(
+        self,
+        cameras: Cameras,
+        width: int,
+        height: int,
+        backgrounds: Tensor | None = None,
+        antialiased: bool = False,
+    ) -> Views:
+        """Renders the scene for C cameras, with no autograd graph.
+
+        Args:
+            cameras: C cameras.
+            width, height: image size in pixels.
+            backgrounds: [C, 3] colours in [0, 1]; black if None.
+            antialiased: scale opacities by the root of the determinants' ratio.
+        """
+        activated = self.activated()
+        out, state = rasterize_forward(
+            *activated,
+            cameras.viewmats,
+            cameras.intrinsics(width, height),
+            width,
+            height,
+            sh_degree=self.sh_degree,
+            backgrounds=backgrounds,
+            antialiased=antialiased,
+        )
+        return Views(out.rgb, out.alpha, out.depth, out.radii, activated, state)
+
+    def update(
+        self,
+        views: Views,
+        grad_rgb: Tensor,
+        grad_alpha: Tensor | None,
+        learning_rates: LearningRates,
+        step: int,
+        opacity_penalty: float = 0.0,
+        scale_penalty: float = 0.0,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+    ) -> None:
+        """One Adam step of every parameter, in place, down the gradient of a loss on the views.
+
+        Args:
+            views: what `render` returned for the parameters as they are now.
+            grad_rgb: [C, H, W, 3] gradient of the loss with respect to `views.rgb`.
+            grad_alpha: [C, H, W] with respect to `views.alpha`, or None.
+            learning_rates: of every parameter.
+            step: number of this update, 1 for the first.
+            opacity_penalty: weight of the sum of opacities in the loss; lets what carries nothing fade away.
+            scale_penalty: weight of the sum of scales in the loss; keeps Gaussians from growing where it
+                costs nothing (both penalties as in 3DGS-MCMC, arXiv 2404.09591).
+            beta1, beta2: Adam's decays.
+        """
+        activated = views.activated
+        grads = rasterize_backward(views.state, grad_rgb, grad_alpha)
+        opacities = activated.opacities
+        raw = {
+            "means": grads.means,
+            "quats": grads.quats,
+            "log_scales": (grads.scales + scale_penalty) * activated.scales,
+            "logit_opacities": (grads.opacities + opacity_penalty) * opacities * (1 - opacities),
+            "sh": grads.colors,
+        }
+        for name in PARAMETERS:
+            moments = self.exp_avg[name], self.exp_avg_sq[name]
+            rate = getattr(learning_rates, name)
+            adam(getattr(self, name), raw[name], *moments, step, rate, beta1=beta1, beta2=beta2)
+        if self.sh_degree == 0:
+            limit = (0.5 - COLOR_MARGIN) / SH_C0
+            self.sh.clamp_(-limit, limit)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of parameters and moments under flat names: all that a checkpoint needs."""
+        state = {name: getattr(self, name).clone() for name in PARAMETERS}
+        for name in PARAMETERS:
+            state[f"exp_avg.{name}"] = self.exp_avg[name].clone()
+            state[f"exp_avg_sq.{name}"] = self.exp_avg_sq[name].clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes parameters and moments over from `state_dict`; the number of Gaussians may be another.
+
+        Raises:
+            TypeError, ValueError: a name missing or unknown, or a tensor of the wrong dtype or shape.
+        """
+        loaded = self.from_state_dict(state)
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(loaded, entry.name))
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> Gaussians:
+        """A new scene from copies of what `state_dict` gave; errors as in `load_state_dict`."""
+        moments = {f"{kind}.{name}": name for kind in ("exp_avg", "exp_avg_sq") for name in PARAMETERS}
+        if wrong := sorted(state.keys() ^ {*PARAMETERS, *moments}):
+            raise ValueError(f"state: {'unknown' if wrong[0] in state else 'missing'} entry {wrong[0]!r}")
+        for moment, name in moments.items():
+            if state[moment].shape != state[name].shape:
+                shape, got = tuple(state[name].shape), tuple(state[moment].shape)
+                raise ValueError(f"state: {moment}: expected shape {shape}, got {got}")
+        return cls(
+            means=state["means"].clone(),
+            quats=state["quats"].clone(),
+            log_scales=state["log_scales"].clone(),
+            logit_opacities=state["logit_opacities"].clone(),
+            sh=state["sh"].clone(),
+            exp_avg={name: state[f"exp_avg.{name}"].clone() for name in PARAMETERS},
+            exp_avg_sq={name: state[f"exp_avg_sq.{name}"].clone() for name in PARAMETERS},
+        )

@@ -1,0 +1,166 @@
+"""Exports a trained prior as the folder that ships: diffusers' layout, and beside the weights the UNet's ONNX graph.
+
+    python -m ddpo3d_fast.training.export --prior runs/prior --output ddpo3d_fast/models/embedded
+
+The graph carries no weights: its initialisers point into the safetensors file (raw little-endian tensors at known
+offsets, which is what ONNX calls external data), so weights are stored once, in fp16, and cast when a session loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddpo3d_fast.files import atomic_path, write_text
+from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OPSET = 20
+
+
+class _UNet(nn.Module):
+    """The UNet with positional tensors in, one tensor out."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
+
+
+def point_into_safetensors(model: onnx.ModelProto, weights: Path, prefix: str = "") -> None:
+    """Replaces every initialiser that is a tensor of `weights` (a fp16 safetensors file beside the graph) by a
+    reference into it and a cast to fp32. `prefix` is what the graph's names have before the file's. In place.
+
+    Raises ValueError if an initialiser larger than 1 kB is not in the file.
+    """
+    with weights.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    graph, kept, casts = model.graph, [], []
+    for tensor in graph.initializer:
+        name = tensor.name.removeprefix(prefix)
+        if name not in header:
+            if len(tensor.raw_data) > 1024:
+                raise ValueError(f"{weights}: has no tensor {name!r}, which the graph needs")
+            kept.append(tensor)
+            continue
+        entry = header[name]
+        if entry["dtype"] != "F16" or list(entry["shape"]) != list(tensor.dims):
+            raise ValueError(f"{weights}: {name} is {entry['dtype']} {entry['shape']}, expected F16 {list(tensor.dims)}")
+        begin, end = entry["data_offsets"]
+        stored = TensorProto(name=f"{tensor.name}.fp16", data_type=TensorProto.FLOAT16, dims=tensor.dims)
+        stored.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": weights.name, "offset": 8 + length + begin, "length": end - begin}.items():
+            stored.external_data.add(key=key, value=str(value))
+        kept.append(stored)
+        casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
+    nodes = casts + list(graph.node)
+    del graph.initializer[:], graph.node[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+    for holder in (model, graph, *graph.node, *graph.input, *graph.output, *model.functions):
+        del holder.metadata_props[:]  # the exporter's stack traces: nine tenths of the file
+
+
+def export_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> onnx.ModelProto:
+    """The module's graph, batch symbolic, weights unfolded so that initialisers equal the parameters."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.onnx.export(
+        module,
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    return program.model_proto
+
+
+def _half(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def export(model: Model, output: Path) -> None:
+    """Writes model_index.json, unet/, text_encoder/, codec/ and scheduler/ under `output`."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    for part in ("unet", "text_encoder", "codec"):
+        (output / part).mkdir(parents=True, exist_ok=True)
+    unet = model.unet.eval()
+    unet.set_attn_processor(AttnProcessor2_0())
+    for name, module in (("unet", unet), ("text_encoder", model.text_encoder)):
+        with atomic_path(output / name / WEIGHTS) as path:
+            save_file(_half(module), path)
+    unet.save_config(output / "unet")
+    make_scheduler().save_config(output / "scheduler")
+    vocabulary = model.text_encoder.vocabulary
+    configs = {
+        "text_encoder": {
+            "_class_name": "CaptionEncoder",
+            "objects": vocabulary.objects,
+            "colors": vocabulary.colors,
+            "views": vocabulary.views,
+        },
+        "codec": {"_class_name": "PatchCodec", "patch": PATCH},
+    }
+    for part, config in configs.items():
+        write_text(output / part / "config.json", json.dumps(config, indent=2) + "\n")
+    index = {
+        "_class_name": "EmbeddedPrior",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["ddpo3d_fast.priors.caption", "CaptionEncoder"],
+        "codec": ["ddpo3d_fast.priors.codec", "PatchCodec"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    write_text(output / "model_index.json", json.dumps(index, indent=2) + "\n")
+
+    channels, size = unet.config["in_channels"], unet.config["sample_size"]
+    encoder = model.text_encoder
+    inputs = {
+        "noisy": torch.randn(2, channels, size, size),
+        "timesteps": torch.tensor([3, 700]),
+        "tokens": torch.randn(2, 6, encoder.token_dim),
+        "pooled": torch.randn(2, encoder.pooled_dim),
+    }
+    graph = export_graph(_UNet(unet), inputs, ["prediction"])
+    point_into_safetensors(graph, output / "unet" / WEIGHTS, prefix="unet.")
+    with atomic_path(output / "unet" / "model.onnx") as path:
+        path.write_bytes(graph.SerializeToString())
+    # What the fp16 weights say for known inputs: an engine is accepted only if it agrees.
+    unet.load_state_dict({k: v.float() for k, v in _half(unet).items()})
+    with torch.no_grad():
+        reference = _UNet(unet)(*inputs.values())
+    probe = {name: value.numpy() for name, value in inputs.items()} | {"expected.prediction": reference.numpy()}
+    with atomic_path(output / "unet" / "probe.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **probe)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Export the trained prior.")
+    parser.add_argument("--prior", type=Path, default=Path("runs/prior"))
+    parser.add_argument("--output", type=Path, default=Path("ddpo3d_fast/models/embedded"))
+    arguments = parser.parse_args()
+    state = torch.load(arguments.prior / "checkpoint.pt", map_location="cpu")
+    model = Model()
+    for parameter, average in zip(model.parameters(), state["average"], strict=True):
+        parameter.data.copy_(average)
+    export(model, arguments.output)
+    print(f"{arguments.output}: the average after {state['samples']} samples")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The fused Adam against torch.optim.Adam."""
+
+import math
+
+import pytest
+import torch
+
+from ddpo3d_fast.kernels import get_num_threads, set_num_threads
+from ddpo3d_fast.kernels.adam import adam
+
+
+def run(param, grads, **options):
+    param, exp_avg, exp_avg_sq = param.clone(), torch.zeros_like(param), torch.zeros_like(param)
+    for step, grad in enumerate(grads, start=1):
+        adam(param, grad, exp_avg, exp_avg_sq, step, **options)
+    return param, exp_avg, exp_avg_sq
+
+
+def problem(shape=(1500, 3), steps=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10 ** (torch.rand(shape, generator=generator) * 8 - 6)
+    grads = [torch.randn(shape, generator=generator) * scale for _ in range(steps)]
+    return torch.randn(shape, generator=generator), grads
+
+
+def torch_adam(param, grads, lr, betas=(0.9, 0.99), eps=1e-15):
+    """torch.optim.Adam in float64."""
+    param = param.double().requires_grad_()
+    optimizer = torch.optim.Adam([param], lr=lr, betas=betas, eps=eps)
+    for grad in grads:
+        param.grad = grad.double()
+        optimizer.step()
+    return param.detach()
+
+
+@pytest.mark.parametrize("shape", [(1500, 3), (4097,), (7, 2, 5), (1, 1), ()])
+@pytest.mark.parametrize(("betas", "eps"), [((0.9, 0.99), 1e-15), ((0.8, 0.999), 1e-8), ((0.0, 0.0), 1e-6)])
+def test_adam_equals_torch_to_float32_rounding(shape, betas, eps):
+    param, grads = problem(shape)
+    got, _, _ = run(param, grads, lr=1e-2, beta1=betas[0], beta2=betas[1], eps=eps)
+    expected = torch_adam(param, grads, 1e-2, betas, eps)
+    # Each of 20 updates rounds a parameter that is at most 0.6 away, and is itself good to 2e-6 of the rate.
+    bound = 20 * (2**-24 * (param.abs() + 0.6) + 2e-6 * 1e-2)
+    assert ((got.double() - expected).abs() <= bound).all()
+    assert (expected - param.double()).abs().mean() > 1000 * bound.mean()  # they did move
+
+
+@pytest.mark.parametrize("form", ["rows", "column"])
+def test_a_rate_per_row_equals_one_call_per_row(form):
+    param, grads = problem((40, 3), steps=5)
+    rates = torch.linspace(0, 0.1, 40)
+    got, _, _ = run(param, grads, lr=rates if form == "rows" else rates[:, None])
+    for row in range(40):
+        expected, _, _ = run(param[row], [grad[row] for grad in grads], lr=rates[row].item())
+        torch.testing.assert_close(got[row], expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(got[0], param[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_a_gradient_that_is_no_number_counts_as_zero(bad):
+    param, grads = problem((100,), steps=6)
+    zeroed = [grad.clone() for grad in grads]
+    grads[2][17] = bad
+    zeroed[2][17] = 0.0
+    got, expected = run(param, grads, lr=0.1), run(param, zeroed, lr=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert all(tensor.isfinite().all() for tensor in got)
+
+
+def test_zero_gradients_from_the_start_move_nothing():
+    param = torch.randn(10)
+    got, exp_avg, exp_avg_sq = run(param, [torch.zeros(10)] * 3, lr=0.1)
+    assert torch.equal(got, param)
+    assert not exp_avg.any()
+    assert not exp_avg_sq.any()
+
+
+def test_a_noncontiguous_gradient_is_read_in_its_own_order():
+    param, grads = problem((30, 4), steps=2)
+    transposed = [grad.T.contiguous().T for grad in grads]
+    assert torch.equal(run(param, transposed, lr=0.1)[0], run(param, grads, lr=0.1)[0])
+
+
+def test_results_are_the_same_to_the_bit_for_any_number_of_threads():
+    param, grads = problem((10_007, 3), steps=3)
+    before, results = get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            set_num_threads(threads)
+            results.append(
+                run(param, grads, lr=torch.rand(10_007, generator=torch.Generator().manual_seed(1)))
+            )
+    finally:
+        set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_empty_parameters_are_no_special_case():
+    run(torch.zeros(0, 3), [torch.zeros(0, 3)], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"param": [1.0]}, TypeError, "param: expected a torch tensor, got list"),
+        ({"param": torch.zeros(4, 3).double()}, TypeError, "param: expected float32, got torch.float64"),
+        ({"param": torch.zeros(3, 4).T}, ValueError, "param: expected a contiguous tensor"),
+        (
+            {"grad": torch.zeros(4, 2)},
+            ValueError,
+            r"grad: expected the shape \(4, 3\) of param, got \(4, 2\)",
+        ),
+        ({"grad": torch.zeros(4, 3, device="meta")}, ValueError, "grad: expected a tensor on the CPU"),
+        ({"exp_avg": torch.zeros(3, 4).T}, ValueError, "exp_avg: expected a contiguous tensor"),
+        ({"step": 0}, ValueError, "step: expected 1 or more, got 0"),
+        ({"step": 1.0}, TypeError, "step: expected an int, got float"),
+        ({"lr": -0.1}, ValueError, "lr: expected 0 or more, got -0.1"),
+        ({"lr": math.nan}, ValueError, "lr: expected 0 or more, got nan"),
+        ({"lr": torch.zeros(3)}, ValueError, r"lr: expected a float or shape \(4,\), got \(3,\)"),
+        ({"lr": torch.full((4,), -1.0)}, ValueError, "lr: expected rates of 0 or more"),
+        ({"beta1": 1.0}, ValueError, r"beta1: expected a number in \[0, 1\), got 1.0"),
+        ({"eps": 0.0}, ValueError, "eps: expected a positive number, got 0.0"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_argument(change, error, message):
+    zeros = torch.zeros(4, 3)
+    good = {
+        "param": zeros.clone(),
+        "grad": zeros,
+        "exp_avg": zeros.clone(),
+        "exp_avg_sq": zeros.clone(),
+        "step": 1,
+        "lr": 0.1,
+    }
+    adam(**good)
+    with pytest.raises(error, match=message) as caught:
+        adam(**(good | change))
+    assert "\n" not in str(caught.value)

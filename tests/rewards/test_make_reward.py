@@ -1,0 +1,136 @@
+"""Rewards from the command line: NAME[=WEIGHT], the user's own functions, sums, and one clear line for every mistake."""
+
+import textwrap
+
+import pytest
+import torch
+
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+
+PROMPTS = ["a red ball", "a blue cube", "a duck"]
+
+
+@pytest.fixture(autouse=True)
+def user_module(tmp_path, monkeypatch):
+    """A module of the user's in the working directory."""
+    source = """
+        import torch
+        LAST = []
+        def redness(images, prompts):
+            LAST[:] = prompts
+            return (images[:, 0] ** 2).mean((1, 2))
+        def steps(images, prompts):
+            return (images[:, 1].mean((1, 2)) * 8).round().detach()
+        def counts(images, prompts): return torch.arange(len(images))
+        def scalar(images, prompts): return images.mean()
+        def columns(images, prompts): return images.mean((2, 3))
+        def a_list(images, prompts): return [0.0] * len(images)
+        def nan(images, prompts): return images.mean((1, 2, 3)) * float("nan")
+        def broken(images, prompts): raise KeyError("weights")
+        NUMBER = 3
+    """
+    (tmp_path / "user_rewards.py").write_text(textwrap.dedent(source))
+    (tmp_path / "user_syntax.py").write_text("def f(:")
+    (tmp_path / "user_needs.py").write_text("import no_such_package_at_all")
+    monkeypatch.chdir(tmp_path)
+    yield
+    import sys
+
+    for name in ("user_rewards", "user_syntax", "user_needs"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_embedded_reward_is_the_embedded_scorer(images):
+    reward = make_reward(["embedded"])
+    assert (reward.name, reward.differentiable) == ("embedded", True)
+    torch.testing.assert_close(reward.score(images, PROMPTS), EmbeddedScorer().score(images))
+    torch.testing.assert_close(reward.score_vjp(images, PROMPTS)[1], EmbeddedScorer().score_vjp(images)[1])
+
+
+def test_function_with_a_gradient(images):
+    reward = make_reward(["user_rewards:redness"])
+    assert reward.differentiable
+    scores, gradient = reward.score_vjp(images, PROMPTS)
+    torch.testing.assert_close(scores, (images[:, 0] ** 2).mean((1, 2)))
+    expected = torch.zeros_like(images)
+    expected[:, 0] = 2 * images[:, 0] / 64**2
+    torch.testing.assert_close(gradient, expected)
+    assert not scores.requires_grad
+    assert not reward.score(images.requires_grad_(), PROMPTS).requires_grad
+    import user_rewards
+
+    assert user_rewards.LAST == PROMPTS
+
+
+def test_function_without_a_gradient(images):
+    reward = make_reward(["user_rewards:steps"])
+    assert not reward.differentiable
+    assert reward.score(images, PROMPTS).dtype == torch.float32
+    with pytest.raises(InputError, match="no gradient"):
+        reward.score_vjp(images, PROMPTS)
+    assert make_reward(["user_rewards:counts"]).score(images, PROMPTS).tolist() == [0, 1, 2]
+
+
+def test_weighted_sum_takes_its_gradient_from_the_parts_that_have_one(images):
+    reward = make_reward(["embedded=2", "user_rewards:redness=-0.5", "user_rewards:steps=0.25"])
+    alone = [make_reward([n]) for n in ("embedded", "user_rewards:redness", "user_rewards:steps")]
+    weights = (2, -0.5, 0.25)
+    expected = sum(w * r.score(images, PROMPTS) for w, r in zip(weights, alone, strict=True))
+    scores, gradient = reward.score_vjp(images, PROMPTS)
+    torch.testing.assert_close(reward.score(images, PROMPTS), expected)
+    torch.testing.assert_close(scores, expected)
+    parts = [w * r.score_vjp(images, PROMPTS)[1] for w, r in zip(weights[:2], alone[:2], strict=True)]
+    torch.testing.assert_close(gradient, sum(parts))
+    assert reward.differentiable
+    assert "2 embedded" in reward.name
+    assert not make_reward(["user_rewards:steps=2"]).differentiable
+
+
+def test_a_single_weight_scales(images):
+    once, thrice = make_reward(["embedded"]), make_reward([" embedded = 3 "])
+    torch.testing.assert_close(thrice.score(images, PROMPTS), 3 * once.score(images, PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([], "expected at least one"),
+        ([""], "expected 'embedded' or 'module:function'"),
+        (["aesthetics"], "reward 'aesthetics': expected 'embedded'"),
+        (["=2"], "expected 'embedded' or 'module:function'"),
+        (["user_rewards:"], "expected 'embedded' or 'module:function'"),
+        ([":redness"], "expected 'embedded' or 'module:function'"),
+        (["embedded="], "finite number, got weight ''"),
+        (["embedded=much"], "finite number, got weight 'much'"),
+        (["embedded=nan"], "finite number, got weight 'nan'"),
+        (["embedded=inf"], "finite number, got weight 'inf'"),
+        (["embedded=1=2"], "finite number, got weight '1=2'"),
+        (["embedded", "no_such_module:f"], "no module 'no_such_module'"),
+        (["user_rewards:nothing"], "has no function 'nothing'"),
+        (["user_rewards:NUMBER"], "has no function 'NUMBER'"),
+        (["user_syntax:f"], "importing 'user_syntax' raised SyntaxError"),
+        (["user_needs:f"], "needs 'no_such_package_at_all', which is not installed"),
+        (["user_rewards:scalar"], r"expected scores of shape \(2,\), got \(\)"),
+        (["user_rewards:columns"], r"expected scores of shape \(2,\), got \(2, 3\)"),
+        (["user_rewards:a_list"], "expected a tensor of 2 scores, got list"),
+        (["user_rewards:nan"], "expected finite scores"),
+        (["user_rewards:broken"], "raised KeyError: 'weights'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(specs, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make_reward(specs)
+    assert "\n" not in str(caught.value)
+
+
+def test_scores_that_turn_nan_during_a_run_are_an_input_error(images):
+    reward = make_reward(["user_rewards:redness"])
+    with pytest.raises(InputError, match="expected finite scores"):
+        reward.score(images * torch.nan, PROMPTS)
