@@ -79,6 +79,7 @@ class CMakeBuild(build_ext):
         except ImportError:
             sys.exit("pybind11 not found: pip install pybind11")
 
+        cuda = cuda_arguments()
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         generator = "Ninja" if ninja else "Unix Makefiles"
         # One folder for every kind of install, so that a second build compiles only what changed.
@@ -101,7 +102,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             "-DCMAKE_BUILD_TYPE=Release",
             *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
-            *cuda_arguments(),
+            *cuda,
         ]
         jobs = os.environ.get("MAX_JOBS") or str(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2

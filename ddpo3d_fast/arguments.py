@@ -144,7 +144,7 @@ def to_config(settings: Generate) -> Config:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """ "; did you mean ...?" for a word that resembles a known one, or nothing."""
+    """Asks whether the known word that this one resembles was meant; empty if it resembles none."""
     close = difflib.get_close_matches(word, known, 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -187,6 +187,8 @@ def _explain(kind: type, words: Sequence[str]) -> str:
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
         if name in ("-q", "-v"):
+            continue
+        if options.get(f"--{name.removeprefix('--no-')}") is bool:
             continue
         if name not in options:
             return f"{name}: no such option of {kind.__name__.lower()}{suggestion(name, list(options))}"

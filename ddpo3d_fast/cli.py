@@ -56,11 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, format="%(name)s: %(message)s")
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt as interrupt:
-        return _fail(f"interrupted: {interrupt or 'nothing was made'}", 130)
+        return _fail(f"interrupted: {str(interrupt) or 'nothing was made'}", 130)
     except BrokenPipeError:  # the reader of stdout is gone; Python must not flush into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -105,6 +105,22 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. On Ctrl-C what
     there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong settings.
     """
+    with one_torch_thread():
+        return _generate(config, folder, observer, resume)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """What torch does in a step is small: threads of its own would only get in the way of the kernels' and engine's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _generate(config: Config, folder: RunFolder, observer: Observer, resume: bool) -> Result:
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
     with clock("setup"):
@@ -114,7 +130,15 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         wanted = wishes.policy_weight > 0 or wishes.guide_weight > 0
         scorer = make_reward(list(wishes.reward) or ["embedded"]) if wanted else None
         distill = ScoreDistillation(
-            prior, prompt, config.prompt, config.distillation, wishes, scorer, config.seed, schedule.noises, clock
+            prior,
+            prompt,
+            config.prompt,
+            config.distillation,
+            wishes,
+            scorer,
+            config.seed,
+            schedule.noises,
+            clock,
         )
         gaussians, first, rows = initial_cloud(scene.gaussians, config.seed), 1, []
         if resume:

@@ -66,15 +66,15 @@ public:
       count = tasks;
       next.store(0, std::memory_order_relaxed);
       failure = nullptr;
-      busy.store(static_cast<int>(workers.size()), std::memory_order_relaxed);
+      open = true;
       generation.fetch_add(1, std::memory_order_release);
     }
     wake.notify_all();
     take_tasks();
-    for (int spins = 0; busy.load(std::memory_order_acquire) != 0 && spins < kSpins; ++spins)
-      pause_briefly();
+    // Only workers that took part are waited for: on a busy machine the others may not have woken yet.
     std::unique_lock<std::mutex> lock(mutex);
-    done.wait(lock, [this] { return busy.load(std::memory_order_acquire) == 0; });
+    open = false;
+    done.wait(lock, [this] { return active == 0; });
     if (failure)
       std::rethrow_exception(failure);
   }
@@ -105,18 +105,19 @@ private:
     for (;;) {
       for (int spins = 0; generation.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins)
         pause_briefly();
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
-        seen = generation.load(std::memory_order_acquire);
-        if (closing)
-          return;
-      }
+      std::unique_lock<std::mutex> lock(mutex);
+      wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+      seen = generation.load(std::memory_order_acquire);
+      if (closing)
+        return;
+      if (!open)
+        continue; // too late: the loop has ended
+      ++active;
+      lock.unlock();
       take_tasks();
-      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        std::lock_guard<std::mutex> lock(mutex);
+      lock.lock();
+      if (--active == 0)
         done.notify_one();
-      }
     }
   }
 
@@ -125,7 +126,8 @@ private:
   std::condition_variable wake, done;
   std::atomic<uint64_t> generation{0};
   std::atomic<int64_t> next{0};
-  std::atomic<int> busy{0};
+  int active = 0;    // workers inside the current loop
+  bool open = false; // the current loop may still be joined
   bool closing = false;
   int64_t count = 0;
   void (*task)(void *, int64_t) = nullptr;

@@ -20,7 +20,7 @@ class Engine(Protocol):
 
 
 def load_engine(graph: Path) -> Engine:
-    """The network of an ONNX graph, on the best runtime found, once it has agreed with the probe beside the graph.
+    """The network of an ONNX graph on the best runtime found, once it agrees with the probe beside the graph.
 
     Raises InputError if the graph is missing, cannot be read or disagrees with its probe.
     """

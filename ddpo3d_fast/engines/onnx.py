@@ -31,9 +31,13 @@ class OnnxEngine:
         # Threads that spin between calls would take the cores from the rasterizer.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise InputError(f"{graph}: not a graph that ONNX Runtime can load ({_first_line(error)})") from error
+            raise InputError(
+                f"{graph}: not a graph that ONNX Runtime can load ({_first_line(error)})"
+            ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}, CPU, {get_num_threads()} threads"
         self._check(graph.with_name("probe.npz"))

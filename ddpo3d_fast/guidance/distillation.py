@@ -53,9 +53,7 @@ class ScoreDistillation:
         self.timer = timer
         self.baseline = RunningBaseline()
 
-    def __call__(
-        self, pictures: Tensor, cameras: Tensor, timesteps: Tensor, step: int
-    ) -> Guided:
+    def __call__(self, pictures: Tensor, cameras: Tensor, timesteps: Tensor, step: int) -> Guided:
         """One step's guidance.
 
         Args:
@@ -81,7 +79,15 @@ class ScoreDistillation:
         acting = bool((strength > 0).any())
         if self.policy.policy == "ddim" and acting:
             grad, rewards, advantages = self._ddim_step(
-                pictures, latents, timesteps, conditions, strength, residual, noise_stream, action_stream, step
+                pictures,
+                latents,
+                timesteps,
+                conditions,
+                strength,
+                residual,
+                noise_stream,
+                action_stream,
+                step,
             )
         else:
             per_action = levels.repeat_interleave(actions)
@@ -95,7 +101,13 @@ class ScoreDistillation:
             weight = self._weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
                 grad = score_residual(
-                    noisy, *guesses, per_action, weight.flatten(), noise_stream=noise_stream, actions=actions, **residual
+                    noisy,
+                    *guesses,
+                    per_action,
+                    weight.flatten(),
+                    noise_stream=noise_stream,
+                    actions=actions,
+                    **residual,
                 )
         metrics = {"loss": 0.5 * float(grad.square().mean()), "residual": float(grad.square().mean().sqrt())}
         if acting:
@@ -121,13 +133,22 @@ class ScoreDistillation:
         with self.timer("predict"):
             guesses = prior.predict(noisy, timesteps, conditions)
         with self.timer("residual"):
-            grad = score_residual(noisy, *guesses, levels, self._weight(levels), noise_stream=noise_stream, **residual)
+            grad = score_residual(
+                noisy, *guesses, levels, self._weight(levels), noise_stream=noise_stream, **residual
+            )
         later = (timesteps - round(DDIM_STRIDE * len(prior.alphas_cumprod))).clamp_min(0)
         repeated = [tensor.repeat_interleave(actions, 0) for tensor in (noisy, *guesses, levels, later)]
         noisy_k, cond_k, uncond_k, levels_k, later_k = repeated
         later_levels = torch.maximum(prior.alphas_cumprod[later_k], levels_k)
         action = denoise_action(
-            noisy_k, cond_k, uncond_k, levels_k, later_levels, stream=action_stream, outputs=("action",), **residual
+            noisy_k,
+            cond_k,
+            uncond_k,
+            levels_k,
+            later_levels,
+            stream=action_stream,
+            outputs=("action",),
+            **residual,
         ).action
         assert action is not None
         with self.timer("predict"):
@@ -173,7 +194,11 @@ class ScoreDistillation:
         return scores.view(views, self.noises)
 
     def _advantages(self, rewards: Tensor, step: int) -> Tensor:
-        advantages = group_advantages(rewards) if self.policy.baseline == "group" else self.baseline.advantages(rewards)
+        advantages = (
+            group_advantages(rewards)
+            if self.policy.baseline == "group"
+            else self.baseline.advantages(rewards)
+        )
         if self.policy.shuffle_advantages:
             advantages = shuffled(advantages, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
         return advantages

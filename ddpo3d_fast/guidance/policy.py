@@ -1,4 +1,4 @@
-"""The policy gradient's arithmetic: when it acts, and how rewards become advantages. docs/method.md has the maths."""
+"""The policy gradient's arithmetic: when it acts, and how rewards become advantages (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ _TINY = 1e-6
 def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
     """Weight in [0, 1] at a timestep given as a fraction of the training timesteps, of any shape.
 
-    0 above `max_timestep`, rising linearly to 1 over the next 0.2: at high noise the clean guess depends on the prompt
-    alone, so that its reward says nothing of the action.
+    0 above `max_timestep`, rising linearly to 1 over the next 0.2: at high noise the clean guess depends on the
+    prompt alone, so that its reward says nothing of the action.
     """
     return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """[V, K] rewards of the K actions of each view to advantages: deviations from the view's mean, in units of its
-    standard deviation, clipped to 5. A view whose rewards are all equal has none."""
+    """Advantages [V, K] of rewards [V, K] of the K actions of each view.
+
+    Deviations from the view's mean, in units of its standard deviation, clipped to 5. A view whose rewards are
+    all equal has none.
+    """
     spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(rewards)
-    return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+    return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(
+        -ADVANTAGE_CLIP, ADVANTAGE_CLIP
+    )
 
 
 class RunningBaseline:
@@ -43,6 +48,6 @@ class RunningBaseline:
 
 
 def shuffled(advantages: Tensor, generator: torch.Generator) -> Tensor:
-    """The control: every view's advantages in a random order, so that they keep their spread and lose their meaning."""
+    """The control: each view's advantages in a random order; they keep their spread and lose their meaning."""
     order = torch.rand(advantages.shape, generator=generator).argsort(dim=1)
     return advantages.gather(1, order)

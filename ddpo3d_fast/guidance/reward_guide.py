@@ -1,4 +1,4 @@
-"""The reward guide: a differentiable scorer's own gradient on the rendered views (the paper's aesthetic guide)."""
+"""The reward guide: a differentiable scorer's own gradient on the views (the paper's aesthetic guide)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from torch import Tensor
 from ddpo3d_fast.rewards import Reward
 
 
-def reward_guide(pictures: Tensor, text: str, scorer: Reward, weight: float, pull: Tensor) -> tuple[Tensor, float]:
+def reward_guide(
+    pictures: Tensor, text: str, scorer: Reward, weight: float, pull: Tensor
+) -> tuple[Tensor, float]:
     """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and the mean score.
 
-    Scorers differ by orders of magnitude in the size of their gradients, so each view's is scaled to `weight` times
-    the norm of `pull` [V, 3, H, W], the distillation's gradient: the weight means the same for every scorer.
+    Scorers differ by orders of magnitude in the size of their gradients, so each view's is scaled to `weight`
+    times the norm of `pull` [V, 3, H, W], the distillation's gradient: the weight means the same for every one.
     """
     scores, ascent = scorer.score_vjp(pictures, [text] * len(pictures))
     norm = ascent.flatten(1).norm(dim=1).clamp_min(1e-20)

@@ -1,4 +1,4 @@
-"""The embedded prior's language: captions of an object, one or two colours and a view, and the prompts that name them."""
+"""The embedded prior's language: captions of an object, one or two colours and a view, and their encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OVERHEAD_ELEVATION = math.radians(58)
 
 
 def view_word(azimuth: float, elevation: float) -> str:
-    """DreamFusion's view words: overhead above 58 degrees, else front or back within 45 degrees of it, else side."""
+    """DreamFusion's view words: overhead above 58 degrees, front or back within 45 of it, else side."""
     if elevation > OVERHEAD_ELEVATION:
         return "overhead"
     from_front = abs((azimuth + math.pi) % (2 * math.pi) - math.pi)
@@ -31,10 +31,10 @@ class Vocabulary:
 
 
 class CaptionEncoder(nn.Module):
-    """Caption and camera to what conditions the UNet: tokens for cross-attention, one vector for its class embedding.
+    """Caption and camera to what conditions the UNet: tokens for cross-attention, a vector for its class input.
 
-    The camera, when known, says the view more exactly than the view word does, as in MVDream (arXiv 2308.16512); the
-    background, known with it, keeps the model from guessing one, which a scene would fill with haze.
+    The camera, when known, says the view more exactly than the view word does, as in MVDream (arXiv 2308.16512);
+    the background, known with it, keeps the model from guessing one, which a scene would fill with haze.
     """
 
     token_dim, pooled_dim, width = 128, 256, 128
@@ -47,17 +47,29 @@ class CaptionEncoder(nn.Module):
         self.second_color = nn.Embedding(len(vocabulary.colors) + 1, self.width)
         self.view = nn.Embedding(len(vocabulary.views) + 1, self.width)
         self.camera = nn.Linear(10, self.width)
-        self.join = nn.Sequential(nn.Linear(2 * self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.token_dim))
+        self.join = nn.Sequential(
+            nn.Linear(2 * self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.token_dim)
+        )
         self.pool = nn.Sequential(nn.Linear(4 * self.width, 192), nn.SiLU(), nn.Linear(192, self.pooled_dim))
 
     def forward(self, words: Tensor, cameras: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """words int64 [B, 4] (object, colour, second colour, view), cameras float32 [B, 3] (azimuth and elevation
-        in radians, grey level of the background in [0, 1]), known float32 [B, 1] (1 where the camera counts, else 0)
-        -> tokens [B, 6, 128], pooled [B, 256]."""
-        thing, color, second = self.object(words[:, 0]), self.color(words[:, 1]), self.second_color(words[:, 2])
+        """Tokens [B, 6, 128] and pooled [B, 256].
+
+        Args:
+            words: int64 [B, 4], indices of object, colour, second colour and view.
+            cameras: float32 [B, 3], azimuth and elevation in radians, grey level of the background in [0, 1].
+            known: float32 [B, 1], 1 where the camera counts, else 0.
+        """
+        thing, color, second = (
+            self.object(words[:, 0]),
+            self.color(words[:, 1]),
+            self.second_color(words[:, 2]),
+        )
         azimuth, elevation, background = cameras.split(1, dim=1)
         waves = [f(k * azimuth) for k in (1, 2, 3) for f in (torch.sin, torch.cos)]
-        camera = torch.cat([*waves, torch.sin(elevation), torch.sin(2 * elevation), 2 * background - 1], 1) * known
+        camera = (
+            torch.cat([*waves, torch.sin(elevation), torch.sin(2 * elevation), 2 * background - 1], 1) * known
+        )
         view = self.view(words[:, 3]) + self.camera(torch.cat([camera, known], 1))
         colored, seen = self.join(torch.cat([thing, color], 1)), self.join(torch.cat([thing, view], 1))
         return torch.stack([thing, color, second, view, colored, seen], 1), self.pool(

@@ -24,7 +24,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What conditions a run: the wanted caption, and the one to stay away from (None: nothing in particular)."""
+    """What conditions a run: the wanted caption, and the one to stay away from (None: the empty one)."""
 
     positive: Caption
     negative: Caption | None
@@ -43,7 +43,7 @@ class EmbeddedPrior:
         self.folder = folder
         self.vocabulary = Vocabulary(*(tuple(text[key]) for key in ("objects", "colors", "views")))
         self.codec = PatchCodec(_config(folder / "codec")["patch"])
-        self.latent_shape = (unet["in_channels"], unet["sample_size"], unet["sample_size"])
+        self.latent_shape = (unet["out_channels"], unet["sample_size"], unet["sample_size"])
         self.picture_size = unet["sample_size"] * self.codec.patch
         self.alphas_cumprod = _alphas_cumprod(scheduler)
         self._encoder = CaptionEncoder(self.vocabulary).eval().requires_grad_(False)
@@ -51,7 +51,9 @@ class EmbeddedPrior:
         try:
             self._encoder.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{weights}: cannot be read as the text encoder ({str(error).splitlines()[0]})") from error
+            raise InputError(
+                f"{weights}: cannot be read as the text encoder ({str(error).splitlines()[0]})"
+            ) from error
         self._unet = load_engine(folder / "unet" / "model.onnx")
         self.runtime = self._unet.runtime
 
@@ -63,14 +65,13 @@ class EmbeddedPrior:
         )
 
     def conditions(self, prompt: Prompt, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The prompt seen from V cameras [V, 3] (azimuth, elevation in radians, grey level of the background in
-        [0, 1]): conditional tokens [V, 6, 128] and pooled [V, 256], then the
-        unconditional (or negative) ones."""
+        """The prompt seen from V cameras: tokens [V, 6, 128] and pooled [V, 256], then the unconditional (or
+        negative) ones.
+
+        `cameras` float32 [V, 3]: azimuth and elevation in radians, grey level of the background in [0, 1].
+        """
         count = len(cameras)
-        views = [
-            self.vocabulary.views.index(view_word(a, e))
-            for a, e, _ in cameras.tolist()
-        ]
+        views = [self.vocabulary.views.index(view_word(a, e)) for a, e, _ in cameras.tolist()]
         known = torch.ones(count, 1)
         wanted = self._encoder(self._words(prompt.positive, views), cameras, known)
         if prompt.negative is None:
@@ -79,8 +80,10 @@ class EmbeddedPrior:
             away = self._encoder(self._words(prompt.negative, views), cameras, known)
         return *wanted, *away
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional clean pictures [B, ...] of noisy latents [B, ...] at timesteps int64 [B].
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, conditions: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional clean latents [B, ...] of noisy ones [B, ...] at timesteps int64 [B].
 
         B = V K: action k of view v is item v K + k; `conditions` are those of the V views.
         """
@@ -97,7 +100,9 @@ class EmbeddedPrior:
     def _words(self, caption: Caption, views: list[int]) -> Tensor:
         objects, colors = self.vocabulary.objects, self.vocabulary.colors
         thing = objects.index(caption.object)
-        first, second = (len(colors) if c is None else colors.index(c) for c in (caption.color, caption.second_color))
+        first, second = (
+            len(colors) if c is None else colors.index(c) for c in (caption.color, caption.second_color)
+        )
         return torch.tensor([[thing, first, second, view] for view in views])
 
 
@@ -115,7 +120,9 @@ def _alphas_cumprod(scheduler: dict) -> Tensor:
     """[T] float32, the cumulative product of 1 - beta for the schedules diffusers names."""
     count = scheduler["num_train_timesteps"]
     if scheduler["beta_schedule"] != "squaredcos_cap_v2":
-        raise InputError(f"scheduler: expected beta_schedule squaredcos_cap_v2, got {scheduler['beta_schedule']!r}")
+        raise InputError(
+            f"scheduler: expected beta_schedule squaredcos_cap_v2, got {scheduler['beta_schedule']!r}"
+        )
 
     def level(fraction: float) -> float:  # Nichol and Dhariwal, arXiv 2102.09672, eq. 17
         return math.cos((fraction + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -78,9 +78,7 @@ _PHRASES = {
 }  # fmt: skip
 # Words that change nothing the prior knows of.
 _FILLER = set(
-    "a an the one single some of with and in on its this that photo picture image render rendering view 3d model object "
-    "asset figure toy small little big large tiny nice cute simple beautiful pretty shiny plain colored coloured color "
-    "colour very high quality highly detailed realistic dslr".split()
+    ["a", "an", "the", "one", "single", "some", "of", "with", "and", "in", "on", "its", "this", "that", "photo", "picture", "image", "render", "rendering", "view", "3d", "model", "object", "asset", "figure", "toy", "small", "little", "big", "large", "tiny", "nice", "cute", "simple", "beautiful", "pretty", "shiny", "plain", "colored", "coloured", "color", "colour", "very", "high", "quality", "highly", "detailed", "realistic", "dslr"]
 )
 
 
@@ -125,7 +123,9 @@ def parse_prompt(text: str, vocabulary: Vocabulary, argument: str) -> Caption:
             f"{', '.join(vocabulary.colors)}; name another prior with --model FOLDER"
         )
     if len(set(found)) > 1:
-        raise InputError(f"{argument}: expected one object, got {' and '.join(dict.fromkeys(found))} in {text!r}")
+        raise InputError(
+            f"{argument}: expected one object, got {' and '.join(dict.fromkeys(found))} in {text!r}"
+        )
     if len(named) > 2:
         raise InputError(f"{argument}: expected at most two colours, got {len(named)} in {text!r}")
     named = list(dict.fromkeys(named))

@@ -52,10 +52,11 @@ def _line(error: Exception) -> str:
 
 
 class FunctionReward:
-    """A function of the user's: images [B, 3, H, W] in [0, 1] and prompts -> scores [B], a higher one is better.
+    """A function of the user's: images [B, 3, H, W] in [0, 1] and prompts -> scores [B], higher is better.
 
-    It is tried once on two small pictures. When its result carries an autograd graph back to the images it counts as
-    differentiable; it must then score each image by itself. InputError for a wrong result or an exception of its own.
+    It is tried once on two small pictures. When its result carries an autograd graph back to the images it
+    counts as differentiable; it must then score each image by itself. InputError for a wrong result or an
+    exception of its own.
     """
 
     def __init__(
@@ -171,8 +172,9 @@ def _parse(spec: str) -> tuple[str, float]:
 def make_reward(specs: Sequence[str], device: torch.device | str = "cpu") -> Reward:
     """The reward that `specs` name, each NAME or NAME=WEIGHT (1 if left out); several are summed.
 
-    NAME is `embedded`, or `module:function` of the user's, found on the Python path or in the working directory.
-    InputError for an unknown name, a bad weight, a missing module or function, or a function that does not score.
+    NAME is `embedded`, or `module:function` of the user's, found on the Python path or in the working
+    directory. InputError for an unknown name, a bad weight, a missing module or function, or a function that
+    does not score.
     """
     parts: list[tuple[Reward, float]] = []
     for spec in specs:

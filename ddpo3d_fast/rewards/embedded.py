@@ -1,8 +1,7 @@
 """The embedded scorer: a small image tower with a linear head that stands for an aesthetic predictor.
 
-It ranks clean renders above degraded ones: held-out clean renders average 1, fully degraded ones 0. Trained by
-`python -m ddpo3d_fast.training.scorer`.
-"""
+It ranks clean renders above degraded ones: held-out clean renders average 1, fully degraded ones 0. Trained
+by `python -m ddpo3d_fast.training.scorer`."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
@@ -23,7 +23,7 @@ SIZE = 64  # pixels of the tower's input
 def make_tower(widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool) -> nn.Sequential:
     """Convolutions and SiLU, halving the picture before the first level and at each further one.
 
-    `normalize` puts a batch norm behind every convolution, for training; it folds away into the shipped tower.
+    `normalize` puts a batch norm behind every convolution, for training; it folds away before shipping.
     """
     layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
     inside = 3 * 4
@@ -49,7 +49,7 @@ class ScorerNetwork(nn.Module):
 
 
 def to_tower_size(images: Tensor) -> Tensor:
-    """Images [B, 3, N, N] at 64 px: the mean over whole pixel blocks where 64 divides N, bilinear otherwise."""
+    """Images [B, 3, N, N] at 64 px: the mean over pixel blocks where 64 divides N, bilinear otherwise."""
     size = images.shape[-1]
     if size == SIZE:
         return images
@@ -59,9 +59,9 @@ def to_tower_size(images: Tensor) -> Tensor:
 
 
 class EmbeddedScorer:
-    """The scorer of a folder with config.json and model.safetensors, in float32, without gradients of its weights.
+    """The scorer of a folder with config.json and model.safetensors, run in float32.
 
-    InputError where a file is missing.
+    InputError where a file is missing or damaged.
     """
 
     def __init__(self, folder: Path | str = FOLDER, device: torch.device | str = "cpu") -> None:
@@ -69,10 +69,13 @@ class EmbeddedScorer:
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"scorer: {folder / name} is missing")
-        config = json.loads((folder / "config.json").read_text())
-        self.network = ScorerNetwork(tuple(config["widths"]), tuple(config["depths"]))
-        weights = load_file(folder / "model.safetensors")
-        self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            weights = load_file(folder / "model.safetensors")
+            self.network = ScorerNetwork(tuple(config["widths"]), tuple(config["depths"]))
+            self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"scorer: {folder} is damaged: {str(error).splitlines()[0]}") from error
         self.network.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
 
@@ -87,12 +90,12 @@ class EmbeddedScorer:
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
-        """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for other images."""
+        """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for others."""
         self._check(images)
         return self.network(to_tower_size(images))
 
     def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B], and the gradient [B, 3, N, N] of each image's own score; neither carries an autograd graph."""
+        """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
         self._check(images)
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()

@@ -57,7 +57,9 @@ class Batches:
 
         view = torch.where(self._chance(count, 0.2), len(VIEW_WORDS), self.views[picked])
         nothing = torch.tensor([len(CLASS_NAMES), colors, colors, len(VIEW_WORDS)], device=self.device)
-        words = torch.stack([thing, torch.where(named, first, colors), torch.where(two, second, colors), view], 1)
+        words = torch.stack(
+            [thing, torch.where(named, first, colors), torch.where(two, second, colors), view], 1
+        )
         empty = self._chance(count, drop_caption)
         words = torch.where(empty[:, None], nothing, words)
         known = (self._chance(count, 0.6) & ~empty).float()[:, None]

@@ -3,9 +3,9 @@
     python -m ddpo3d_fast.training.dataset --output runs/dataset
     python -m ddpo3d_fast.training.classifier --dataset runs/dataset --output benchmarks/judges
 
-It is trained on true renders only, roughened so that it also reads diffusion samples and splats, and no part of the
-program uses it: it measures. Held-out individuals are those of the data set's last shards. Seeded; minutes on a CPU.
-"""
+It is trained on true renders only, roughened so that it also reads diffusion samples and splats, and no part
+of the program uses it: it measures. Held-out individuals are those of the data set's last shards. Seeded;
+minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
 def load_classifier(folder: Path | str) -> Classifier:
     """The judge of `folder` (classifier.json, classifier.safetensors), ready to run, without gradients.
 
-    Class k of its answers is `CLASS_NAMES[k]`, colour k `COLOR_NAMES[k]`. FileNotFoundError where a file is missing.
+    Class k of its answers is `CLASS_NAMES[k]`, colour k `COLOR_NAMES[k]`. FileNotFoundError if missing.
     """
     folder = Path(folder)
     config = json.loads((folder / "classifier.json").read_text())
@@ -71,7 +71,7 @@ def save_classifier(model: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {"widths": WIDTHS, "classes": CLASS_NAMES, "colors": COLOR_NAMES, "size": SIZE}
     (folder / "classifier.json").write_text(json.dumps(config, indent=2) + "\n")
-    half = {n: w.half() if w.is_floating_point() else w for n, w in model.state_dict().items()}
+    half = {n: w.half().contiguous() if w.is_floating_point() else w for n, w in model.state_dict().items()}
     save_file(half, folder / "classifier.safetensors")
 
 
@@ -96,7 +96,8 @@ def _warp(layers: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _requantize(pictures: Tensor, step: Tensor) -> Tensor:
-    """JPEG's loss: the cosine transform of every 8x8 block rounded to multiples of `step` [B] (0.02 is mild)."""
+    """JPEG's loss: the cosine transform of every 8x8 block rounded to multiples of `step` [B] (0.02 is
+    mild)."""
     n = torch.arange(8, dtype=torch.float32)
     basis = torch.cos(math.pi * (n[None] + 0.5) * n[:, None] / 8) * math.sqrt(2 / 8)
     basis[0] /= math.sqrt(2)
@@ -107,7 +108,7 @@ def _requantize(pictures: Tensor, step: Tensor) -> Tensor:
 
 
 def roughen(views: Views, rng: torch.Generator) -> Tensor:
-    """Training pictures [B, 3, H, W]: bent, sometimes with a mild degradation, blur, noise, coarse coding, a tint."""
+    """Training pictures [B, 3, H, W]: bent, some with mild flaws, blur, noise, coarse coding or a tint."""
     batch = len(views.layers)
 
     def chosen(probability: float) -> Tensor:
@@ -129,7 +130,8 @@ def roughen(views: Views, rng: torch.Generator) -> Tensor:
 
 
 def right_answers(model: nn.Module, source: ViewSource) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Every view of `source` once, as it is: class right and colour right (bool [M]), class and view word (int64 [M])."""
+    """Every view of `source` once, as it is: class right and colour right (bool [M]), class and view word
+    (int64 [M])."""
     classes, colors, drawn = [], [], []
     with torch.inference_mode():
         for picked in torch.arange(len(source)).split(240):
@@ -149,14 +151,12 @@ def right_answers(model: nn.Module, source: ViewSource) -> tuple[Tensor, Tensor,
 def report(model: nn.Module, source: ViewSource) -> None:
     """Prints the accuracy of both answers on held-out views, by view word, and the hardest classes."""
     class_right, color_right, classes, words = right_answers(model, source)
-    print(
-        f"held out, {len(classes)} views: class {class_right.float().mean():.2%}, colour {color_right.float().mean():.2%}"
-    )
+    total = f"class {class_right.float().mean():.2%}, colour {color_right.float().mean():.2%}"
+    print(f"held out, {len(classes)} views: {total}")
     for index, word in enumerate(VIEW_WORDS):
-        rows = words == index
-        print(
-            f"  {word:9s} class {class_right[rows].float().mean():.2%}, colour {color_right[rows].float().mean():.2%}"
-        )
+        seen = words == index
+        named, colored = class_right[seen].float().mean(), color_right[seen].float().mean()
+        print(f"  {word:9s} class {named:.2%}, colour {colored:.2%}")
     by_class = torch.stack([class_right[classes == k].float().mean() for k in range(len(CLASS_NAMES))])
     worst = by_class.argsort()[:5].tolist()
     print("  hardest: " + ", ".join(f"{CLASS_NAMES[k]} {by_class[k]:.1%}" for k in worst), flush=True)
@@ -166,7 +166,7 @@ def train(dataset: Path, samples: int, batch: int, peak: float, seed: int) -> tu
     """One-cycle AdamW on cross-entropies of class and colour; returns the network and the held-out views."""
     torch.manual_seed(seed)
     source, held_out = load_sources(dataset, seed)
-    model = Classifier(WIDTHS, len(CLASS_NAMES), len(COLOR_NAMES)).to(memory_format=torch.channels_last)
+    model = Classifier(WIDTHS, len(CLASS_NAMES), len(COLOR_NAMES))
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(source)} views, {len(held_out)} held out, {count / 1e6:.2f} M parameters", flush=True)
     steps = max(1, samples // batch)
@@ -186,10 +186,8 @@ def train(dataset: Path, samples: int, batch: int, peak: float, seed: int) -> tu
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            print(
-                f"{step * batch} samples  loss {loss.item():.4f}  {step * batch / (time.time() - started):.0f}/s",
-                flush=True,
-            )
+            rate = step * batch / (time.time() - started)
+            print(f"{step * batch} samples  loss {loss.item():.4f}  {rate:.0f}/s", flush=True)
         if step % 500 == 0:
             report(model.eval(), held_out)
             model.train()
@@ -200,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the judge that names class and colour of a view.")
     parser.add_argument("--dataset", type=Path, default=Path("runs/dataset"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/judges"))
-    parser.add_argument("--samples", type=int, default=240_000)
+    parser.add_argument("--samples", type=int, default=160_000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

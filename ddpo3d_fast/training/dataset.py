@@ -1,6 +1,6 @@
 """The procedural data set: rendered material masks with class and camera, in seeded shards.
 
-    python -m ddpo3d_fast.training.dataset --output runs/dataset --individuals 330
+python -m ddpo3d_fast.training.dataset --output runs/dataset --individuals 330
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def make_shard(path: Path, seed: int, size: int = 64) -> None:
                 classes.append(index)
                 views.append(view)
     beside = path.with_suffix(".partial.npz")
-    np.savez(beside, masks=np.stack(masks), classes=np.array(classes), views=np.array(views, dtype=np.float32))
+    np.savez(
+        beside, masks=np.stack(masks), classes=np.array(classes), views=np.array(views, dtype=np.float32)
+    )
     os.replace(beside, path)
 
 
@@ -53,8 +55,12 @@ def load_shards(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """All shards of a folder: masks uint8 [M, 5, H, W], classes int64 [M], views float32 [M, 2]."""
     shards = [np.load(p) for p in sorted(folder.glob("shard-*.npz")) if ".partial" not in p.name]
     if not shards:
-        raise FileNotFoundError(f"{folder}: no shard-*.npz; make them with python -m ddpo3d_fast.training.dataset")
-    masks, classes, views = (np.concatenate([s[key] for s in shards]) for key in ("masks", "classes", "views"))
+        raise FileNotFoundError(
+            f"{folder}: no shard-*.npz; make them with python -m ddpo3d_fast.training.dataset"
+        )
+    masks, classes, views = (
+        np.concatenate([s[key] for s in shards]) for key in ("masks", "classes", "views")
+    )
     return torch.from_numpy(masks), torch.from_numpy(classes).long(), torch.from_numpy(views)
 
 
@@ -68,7 +74,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     count = math.ceil(arguments.individuals / SHARD_INDIVIDUALS)
-    jobs = [(arguments.output / f"shard-{k:04d}.npz", 1000 * arguments.seed + k, arguments.size) for k in range(count)]
+    jobs = [
+        (arguments.output / f"shard-{k:04d}.npz", 1000 * arguments.seed + k, arguments.size)
+        for k in range(count)
+    ]
     jobs = [job for job in jobs if not job[0].exists()]
     with torch.multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for done, _ in enumerate(pool.imap_unordered(_make_shard, jobs), 1):

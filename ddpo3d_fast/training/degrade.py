@@ -1,8 +1,8 @@
 """Degradations of a view, seeded and graded: what a scorer must learn to dislike.
 
-Severity runs from 0 (untouched) to 1. The random pattern of a degradation depends on the seed alone, so that two calls
-with the same seed and different severities give the same flaw, weaker and stronger. Lengths are in pixels of a 64 px
-view and grow with the picture.
+Severity runs from 0 (untouched) to 1. The random pattern of a degradation depends on the seed alone, so that
+two calls with the same seed and different severities give the same flaw, weaker and stronger. Lengths are in
+pixels of a 64 px view and grow with the picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLOATERS, _SPOTS = 12, 20
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blurs images [B, C, N, N] by a Gaussian of `sigma` [B] pixels each, its weights renormalised at the border."""
+    """Blurs images [B, C, N, N] by a Gaussian of `sigma` [B] pixels, renormalised at the border."""
     batch, channels, size, _ = images.shape
     at = torch.arange(size, dtype=images.dtype)
     weight = torch.exp((at[:, None] - at[None, :]) ** 2 * (-0.5 / sigma.clamp_min(0.05) ** 2)[:, None, None])
@@ -37,7 +37,7 @@ def _random(shape: tuple[int, ...], low: float, high: float, rng: torch.Generato
 
 
 def _blobs(weight: Tensor, count: int, radii: tuple[float, float], rng: torch.Generator) -> Tensor:
-    """[B, count, H, W]: Gaussian bumps of height 1, round or elongated, centred where `weight` [B, H, W] is large."""
+    """[B, count, H, W]: bumps of height 1, round or long, centred where `weight` [B, H, W] is large."""
     batch, size, _ = weight.shape
     place = torch.multinomial(weight.flatten(1) + 1e-6, count, replacement=True, generator=rng)
     at = torch.arange(size, dtype=weight.dtype)
@@ -49,13 +49,13 @@ def _blobs(weight: Tensor, count: int, radii: tuple[float, float], rng: torch.Ge
 
 
 def _over(layers: Tensor, strength: Tensor, tint: Tensor) -> Tensor:
-    """Lays bumps of `strength` [B, count, H, W] over layers [B, C, H, W] in the mean of their tints [B, count, C]."""
+    """Lays bumps of `strength` [B, K, H, W] over layers [B, C, H, W] in the mean of their tints [B, K, C]."""
     mean = torch.einsum("bkhw,bkc->bchw", strength, tint) / strength.sum(1, keepdim=True).clamp_min(1e-6)
     return torch.lerp(layers, mean, 1 - (1 - strength).prod(1, keepdim=True))
 
 
 def _arrive(severity: Tensor, count: int) -> Tensor:
-    """[B, count, 1, 1]: how far each of `count` bumps has come; they come one after another as severity rises."""
+    """[B, count, 1, 1]: how far each of `count` bumps has come; they come in turn as severity rises."""
     return ((severity[:, None] * count - torch.arange(count)).clamp(0, 1))[..., None, None]
 
 
@@ -107,9 +107,8 @@ def _washed(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     s = severity[:, None, None, None]
     color, alpha = layers[:, :3], layers[:, 3:]
     grey = (color * _LUMA[:, None, None]).sum(1, keepdim=True)
-    color = torch.lerp(
-        torch.lerp(color, grey.expand_as(color), 0.85 * s), 0.7 * alpha.expand_as(color), 0.6 * s
-    )
+    color = torch.lerp(color, grey.expand_as(color), 0.85 * s)
+    color = torch.lerp(color, 0.7 * alpha.expand_as(color), 0.6 * s)
     thin = torch.where(_random((len(layers), 1, 1, 1), 0, 1, rng) < 0.5, 1 - 0.6 * s, 1.0)
     return torch.cat([color, alpha], 1) * thin
 
@@ -119,22 +118,14 @@ def _floaters(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     batch, _, size, _ = layers.shape
     at = torch.linspace(-1, 1, size)
     ball = ((at[:, None] ** 2 + at[None, :] ** 2) < 0.8).float()
-    around = (1 - gaussian_blur(layers[:, 3:], torch.full((batch,), size / 32))[:, 0]).clamp_min(
-        0.02
-    ) ** 2 * ball
-    bumps = _blobs(around, _FLOATERS, (1.2, 4.0), rng)
+    beside = 1 - gaussian_blur(layers[:, 3:], torch.full((batch,), size / 32))[:, 0]
+    bumps = _blobs(beside.clamp_min(0.02) ** 2 * ball, _FLOATERS, (1.2, 4.0), rng)
     mean = layers[:, :3].sum((2, 3)) / layers[:, 3:].sum((2, 3)).clamp_min(1)
     own = _random((batch, _FLOATERS, 1), 0, 1, rng) < 0.6
-    tint = torch.where(
-        own,
-        mean[:, None] * _random((batch, _FLOATERS, 1), 0.5, 1.3, rng),
-        _random((batch, _FLOATERS, 3), 0, 1, rng),
-    )
-    opacity = (
-        _random((batch, _FLOATERS, 1, 1), 0.35, 0.85, rng) * bumps * _arrive(0.1 + 0.9 * severity, _FLOATERS)
-    )
-    tint = torch.cat([tint.clamp(0, 1), torch.ones(batch, _FLOATERS, 1)], 2)
-    return _over(layers, opacity, tint)
+    like_it = mean[:, None] * _random((batch, _FLOATERS, 1), 0.5, 1.3, rng)
+    tint = torch.where(own, like_it, _random((batch, _FLOATERS, 3), 0, 1, rng)).clamp(0, 1)
+    opacity = _random((batch, _FLOATERS, 1, 1), 0.35, 0.85, rng) * _arrive(0.1 + 0.9 * severity, _FLOATERS)
+    return _over(layers, opacity * bumps, torch.cat([tint, torch.ones(batch, _FLOATERS, 1)], 2))
 
 
 def _blur(pictures: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
@@ -166,12 +157,12 @@ def degrade(layers: Tensor, backgrounds: Tensor, severities: Tensor, seed: int) 
     """Pictures [B, 3, H, W] in [0, 1] of degraded views.
 
     layers [B, 4, H, W] (colour times coverage, coverage) and backgrounds [B, 3, H, W] as in `Views`, float32;
-    severities [B, len(KINDS)] in [0, 1], one of each kind, 0 leaves it out; `seed` fixes every random pattern.
+    severities [B, len(KINDS)] in [0, 1], one of each kind, 0 leaves it out; `seed` fixes the patterns.
+    ValueError for severities of another shape or range.
     """
     if severities.shape != (len(layers), len(KINDS)):
-        raise ValueError(
-            f"severities: expected shape {(len(layers), len(KINDS))}, got {tuple(severities.shape)}"
-        )
+        expected = (len(layers), len(KINDS))
+        raise ValueError(f"severities: expected shape {expected}, got {tuple(severities.shape)}")
     if not bool(((severities >= 0) & (severities <= 1)).all()):
         raise ValueError("severities: expected values from 0 to 1")
 

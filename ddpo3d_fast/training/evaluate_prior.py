@@ -1,9 +1,10 @@
-"""How good is the prior? Samples of every class, colour and view word, named by a judge trained on true renders.
+"""How good is the prior? Samples of every class, colour and view word, named by a judge of true renders.
 
-    python -m ddpo3d_fast.training.evaluate_prior --prior runs/prior            # a training checkpoint, while it trains
-    python -m ddpo3d_fast.training.evaluate_prior --prior ddpo3d_fast/models/embedded/prior --sheet samples.png
+    python -m ddpo3d_fast.training.evaluate_prior --prior runs/prior  # a checkpoint
+    python -m ddpo3d_fast.training.evaluate_prior --prior ddpo3d_fast/models/embedded
 
-25 DDIM steps with classifier-free guidance, no camera given; seeded: sample k starts from the same noise in every run.
+25 DDIM steps with classifier-free guidance, no camera given; seeded: sample k starts from the same noise in
+every run.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,8 +31,11 @@ from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
 
 
 def load_prior(folder: Path) -> tuple[Model, str]:
-    """The averaged weights of a training checkpoint (checkpoint.pt), or of an exported folder in diffusers' format (unet/
-    and text_encoder/ with their safetensors), and a line that says which. FileNotFoundError where neither is there."""
+    """The averaged weights of a training checkpoint (checkpoint.pt), or the weights of an exported folder
+    (unet/ and text_encoder/ with their safetensors), and a line that says which it was.
+
+    FileNotFoundError where neither is there.
+    """
     model = Model()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -42,7 +46,6 @@ def load_prior(folder: Path) -> tuple[Model, str]:
         origin = f"{checkpoint} at {state['samples']} samples"
     elif (folder / "unet").is_dir():
         model.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-        model.unet.set_attn_processor(AttnProcessor())
         weights = sorted((folder / "text_encoder").glob("*.safetensors"))
         if len(weights) != 1:
             raise FileNotFoundError(
@@ -56,7 +59,7 @@ def load_prior(folder: Path) -> tuple[Model, str]:
 
 
 def all_prompts() -> Tensor:
-    """Words [1056, 4] (class, colour, no second colour, view) of every class x colour x view word, in that order."""
+    """Words [1056, 4] (class, colour, no second colour, view) of every class x colour x view word."""
     table = torch.cartesian_prod(
         *(torch.arange(n) for n in (len(CLASS_NAMES), len(COLOR_NAMES), len(VIEW_WORDS)))
     )
@@ -69,8 +72,10 @@ def all_prompts() -> Tensor:
 def sample(
     model: Model, words: Tensor, noise: Tensor, steps: int, guidance: float, bfloat16: bool = False
 ) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1]: deterministic DDIM from noise [B, 48, 16, 16] for words int64 [B, 4]."""
-    scheduler = DDIMScheduler.from_config(make_scheduler().config)
+    """Pictures [B, 3, 64, 64] in [0, 1]: deterministic DDIM from noise [B, 48, 16, 16] for words int64 [B,
+    4]."""
+    trained_with: Any = make_scheduler()
+    scheduler = DDIMScheduler.from_config(trained_with.config)
     scheduler.set_timesteps(steps)
     count = len(words)
     both = torch.cat([words, CaptionEncoder(VOCABULARY).nothing(count)])
@@ -87,7 +92,7 @@ def sample(
 
 
 def share(right: Tensor, group: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """Percentage of `right` (bool [M]) within each named group (int64 [M]); groups that have no sample are left out."""
+    """Percentage of `right` (bool [M]) within each named group (int64 [M]) that has a sample."""
     return {
         name: round(100 * float(right[group == index].float().mean()), 1)
         for index, name in enumerate(names)
@@ -114,9 +119,8 @@ def judge(classifier: nn.Module, pictures: Tensor, words: Tensor) -> dict[str, o
 
 
 def print_table(table: dict[str, object]) -> None:
-    print(
-        f"{table['samples']} samples: class right {table['class_right']} %, colour right {table['color_right']} %"
-    )
+    right = f"class right {table['class_right']} %, colour right {table['color_right']} %"
+    print(f"{table['samples']} samples: {right}")
     for key, value in table.items():
         if isinstance(value, dict):
             line = "  ".join(

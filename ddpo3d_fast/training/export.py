@@ -27,20 +27,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPSET = 20
 
 
-class _UNet(nn.Module):
-    """The UNet with positional tensors in, one tensor out."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
-        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
-
-
-def point_into_safetensors(model: onnx.ModelProto, weights: Path, prefix: str = "") -> None:
+def point_into_safetensors(
+    model: onnx.ModelProto, weights: Path, prefix: str = "", constants: tuple[str, ...] = ()
+) -> None:
     """Replaces every initialiser that is a tensor of `weights` (a fp16 safetensors file beside the graph) by a
-    reference into it and a cast to fp32. `prefix` is what the graph's names have before the file's. In place.
+    reference into it and a cast to fp32. `prefix` is what the graph's names have before the file's; `constants` are kept as they are.
+    In place.
 
     Raises ValueError if an initialiser larger than 1 kB is not in the file.
     """
@@ -51,17 +43,23 @@ def point_into_safetensors(model: onnx.ModelProto, weights: Path, prefix: str = 
     for tensor in graph.initializer:
         name = tensor.name.removeprefix(prefix)
         if name not in header:
-            if len(tensor.raw_data) > 1024:
+            if len(tensor.raw_data) > 1024 and name not in constants:
                 raise ValueError(f"{weights}: has no tensor {name!r}, which the graph needs")
             kept.append(tensor)
             continue
         entry = header[name]
         if entry["dtype"] != "F16" or list(entry["shape"]) != list(tensor.dims):
-            raise ValueError(f"{weights}: {name} is {entry['dtype']} {entry['shape']}, expected F16 {list(tensor.dims)}")
+            raise ValueError(
+                f"{weights}: {name} is {entry['dtype']} {entry['shape']}, expected F16 {list(tensor.dims)}"
+            )
         begin, end = entry["data_offsets"]
         stored = TensorProto(name=f"{tensor.name}.fp16", data_type=TensorProto.FLOAT16, dims=tensor.dims)
         stored.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": weights.name, "offset": 8 + length + begin, "length": end - begin}.items():
+        for key, value in {
+            "location": weights.name,
+            "offset": 8 + length + begin,
+            "length": end - begin,
+        }.items():
             stored.external_data.add(key=key, value=str(value))
         kept.append(stored)
         casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
@@ -100,7 +98,8 @@ def export(model: Model, output: Path) -> None:
 
     for part in ("unet", "text_encoder", "codec"):
         (output / part).mkdir(parents=True, exist_ok=True)
-    unet = model.unet.eval()
+    denoiser = model.denoiser.eval()
+    unet = denoiser.unet
     unet.set_attn_processor(AttnProcessor2_0())
     for name, module in (("unet", unet), ("text_encoder", model.text_encoder)):
         with atomic_path(output / name / WEIGHTS) as path:
@@ -128,7 +127,7 @@ def export(model: Model, output: Path) -> None:
     }
     write_text(output / "model_index.json", json.dumps(index, indent=2) + "\n")
 
-    channels, size = unet.config["in_channels"], unet.config["sample_size"]
+    channels, size = unet.config["out_channels"], unet.config["sample_size"]
     encoder = model.text_encoder
     inputs = {
         "noisy": torch.randn(2, channels, size, size),
@@ -136,15 +135,17 @@ def export(model: Model, output: Path) -> None:
         "tokens": torch.randn(2, 6, encoder.token_dim),
         "pooled": torch.randn(2, encoder.pooled_dim),
     }
-    graph = export_graph(_UNet(unet), inputs, ["prediction"])
-    point_into_safetensors(graph, output / "unet" / WEIGHTS, prefix="unet.")
+    graph = export_graph(denoiser, inputs, ["prediction"])
+    point_into_safetensors(graph, output / "unet" / WEIGHTS, prefix="unet.", constants=("position",))
     with atomic_path(output / "unet" / "model.onnx") as path:
         path.write_bytes(graph.SerializeToString())
     # What the fp16 weights say for known inputs: an engine is accepted only if it agrees.
     unet.load_state_dict({k: v.float() for k, v in _half(unet).items()})
     with torch.no_grad():
-        reference = _UNet(unet)(*inputs.values())
-    probe = {name: value.numpy() for name, value in inputs.items()} | {"expected.prediction": reference.numpy()}
+        reference = denoiser(*inputs.values())
+    probe = {name: value.numpy() for name, value in inputs.items()} | {
+        "expected.prediction": reference.numpy()
+    }
     with atomic_path(output / "unet" / "probe.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **probe)
 

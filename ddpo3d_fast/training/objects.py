@@ -1,8 +1,9 @@
-"""The procedural objects: signed-distance primitives, one builder a class, in the unit ball, y up, front towards +z.
+"""The procedural objects: signed-distance primitives, a builder a class, in the unit ball, y up, front to +z.
 
-Every class is a function of `vary(low, high)`, which draws the proportions of one individual; the mean individual
-(`mean_object`) is the reference shape against which generated assets are measured. A primitive carries the index of
-its material (0 the main one, 1 the second), so one rendering can be recoloured any number of times.
+Every class is a function of `vary(low, high)`, which draws the proportions of one individual; the mean
+individual (`mean_object`) is the reference shape against which generated assets are measured. A primitive
+carries the index of its material (0 the main one, 1 the second), so one rendering can be recoloured any number
+of times.
 """
 
 from __future__ import annotations
@@ -30,16 +31,20 @@ COLORS: dict[str, Rgb] = {
     "gray": (0.50, 0.50, 0.50),
 }
 MATERIALS = 4
-_WOOD, _DARK, _WHITE, _GLASS, _STEEL = (0.45, 0.27, 0.13), (0.12, 0.12, 0.13), (0.95, 0.95, 0.95), (0.60, 0.82, 0.95), (0.55, 0.55, 0.58)  # fmt: skip
+_WOOD: Rgb = (0.45, 0.27, 0.13)
+_DARK: Rgb = (0.12, 0.12, 0.13)
+_WHITE: Rgb = (0.95, 0.95, 0.95)
+_GLASS: Rgb = (0.60, 0.82, 0.95)
+_STEEL: Rgb = (0.55, 0.55, 0.58)
 
 
 @dataclass(frozen=True)
 class Primitive:
     """One signed-distance body. `size` means, by kind:
 
-    ellipsoid, dome (its upper half), hull (its lower half): three semi-axes; box: three half-sizes and a rounding;
-    cone (capped, along y): half-height, radius below, radius above; torus (around y): ring radius, tube radius;
-    capsule (along y): half-length, radius; gable, sail (triangular prisms along x): half-sizes x, y, z.
+    ellipsoid, dome (its upper half), hull (its lower half): three semi-axes; box: three half-sizes and a
+    rounding; cone (capped, along y): half-height, radius below, radius above; torus (around y): ring radius, tube
+    radius; capsule (along y): half-length, radius; gable, sail (triangular prisms along x): half-sizes x, y, z.
     """
 
     kind: str
@@ -184,7 +189,9 @@ def _car(vary: Vary) -> list[Primitive]:
     ]
     for x in (-1, 1):
         for z in (-0.48, 0.48):
-            parts.append(Primitive("cone", (x * 0.34, -0.33, z), (0.08, 0.19, 0.19), 1, _turn(2, math.pi / 2)))
+            parts.append(
+                Primitive("cone", (x * 0.34, -0.33, z), (0.08, 0.19, 0.19), 1, _turn(2, math.pi / 2))
+            )
         parts.append(Primitive("ellipsoid", (x * 0.22, -0.14, length), (0.08, 0.07, 0.04), 3))
     return parts
 
@@ -354,7 +361,7 @@ def mean_object(name: str) -> list[Primitive]:
 
 
 def material_colors(name: str, color: str | None = None, second: str | None = None) -> np.ndarray:
-    """[4, 3] float32 in [0, 1]: the main colour (the class's own if None), the second material's, then details."""
+    """[4, 3] float32 in [0, 1]: the main colour (the class's own if None), the second material's, details."""
     details = list(CLASSES[name].details)
     if second is not None:
         details[:1] = [COLORS[second]]

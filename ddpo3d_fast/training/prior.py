@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from ddpo3d_fast.priors.caption import CaptionEncoder
+from ddpo3d_fast.priors.position import POSITION_CHANNELS, position_channels
 from ddpo3d_fast.training.batches import VOCABULARY, Batches
 from ddpo3d_fast.training.dataset import load_shards
 
@@ -35,7 +36,7 @@ EMA_DECAY = 0.999
 def make_unet() -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=16,
-        in_channels=3 * PATCH**2,
+        in_channels=3 * PATCH**2 + POSITION_CHANNELS,
         out_channels=3 * PATCH**2,
         layers_per_block=1,
         block_out_channels=(128, 128, 128),
@@ -55,19 +56,42 @@ def make_unet() -> UNet2DConditionModel:
 
 def make_scheduler() -> DDPMScheduler:
     return DDPMScheduler(
-        num_train_timesteps=TIMESTEPS, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=True
+        num_train_timesteps=TIMESTEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=True,
     )
+
+
+class PositionedUNet(nn.Module):
+    """The UNet with its position channels put in, positional tensors in, one tensor out."""
+
+    position: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = make_unet()
+        self.register_buffer(
+            "position", position_channels(self.unet.config["sample_size"])[None], persistent=False
+        )
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """noisy [B, 48, 16, 16], timesteps int64 [B], tokens [B, 6, 128], pooled [B, 256] -> clean [B, 48, 16, 16]."""
+        placed = torch.cat([noisy, self.position.expand(len(noisy), -1, -1, -1).to(noisy)], 1)
+        return self.unet(placed, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.unet = make_unet()
+        self.denoiser = PositionedUNet()
         self.text_encoder = CaptionEncoder(VOCABULARY)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, words: Tensor, cameras: Tensor, known: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, words: Tensor, cameras: Tensor, known: Tensor
+    ) -> Tensor:
         tokens, pooled = self.text_encoder(words, cameras, known)
-        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
+        return self.denoiser(noisy, timesteps, tokens, pooled)
 
 
 def learning_rate(samples: int, total: int, peak: float) -> float:
@@ -93,11 +117,19 @@ def train(arguments: argparse.Namespace) -> None:
         average, samples = state["average"], state["samples"]
         print(f"resuming at {samples} samples", flush=True)
     batches = Batches(*load_shards(arguments.dataset), seed=arguments.seed + samples, device=device)
-    print(f"{len(batches.masks)} views, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {device}", flush=True)
+    print(
+        f"{len(batches.masks)} views, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, {device}",
+        flush=True,
+    )
 
     def save() -> None:
         beside = checkpoint.with_suffix(".partial")
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "samples": samples}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average,
+            "samples": samples,
+        }
         torch.save(state, beside)
         os.replace(beside, checkpoint)
 
@@ -125,11 +157,11 @@ def train(arguments: argparse.Namespace) -> None:
         decay = min(EMA_DECAY, (1 + samples / len(clean)) / (10 + samples / len(clean)))
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
         running += float(loss.detach())
-        if step % 100 == 0:
+        if step % 200 == 0:
             rate = (samples - first) / (time.time() - started)
-            print(f"{samples} samples  loss {running / 100:.4f}  {rate:.1f} samples/s", flush=True)
+            print(f"{samples} samples  loss {running / 200:.4f}  {rate:.1f} samples/s", flush=True)
             running = 0.0
-        if step % 100 == 0:
+        if step % 200 == 0:
             save()
     save()
 
@@ -139,7 +171,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("runs/dataset"))
     parser.add_argument("--output", type=Path, default=Path("runs/prior"))
     parser.add_argument("--samples", type=int, default=600_000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--compile", action="store_true", help="fuse with torch.compile (needs a compiler)")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Sphere tracing of the procedural objects into material masks, from which every colouring of a view is one product.
+"""Sphere tracing of the procedural objects into material masks: any colouring of a view is one product of them.
 
 Not for speed of light: about twenty 64 px views a second and core, once, before training.
 """
@@ -93,7 +93,9 @@ class _Body:
     def __init__(self, kind: str, carve: bool, parts: list[Primitive]):
         self.distance, self.carve = _DISTANCES[kind], carve
         self.center = torch.tensor(np.array([p.center for p in parts]), dtype=torch.float32)
-        self.size = torch.tensor([tuple(p.size) + (0.0,) * (4 - len(p.size)) for p in parts], dtype=torch.float32)
+        self.size = torch.tensor(
+            [tuple(p.size) + (0.0,) * (4 - len(p.size)) for p in parts], dtype=torch.float32
+        )
         self.rotation = torch.tensor(np.array([p.rotation for p in parts]), dtype=torch.float32)
         self.material = torch.tensor([p.material for p in parts])
 
@@ -106,7 +108,10 @@ class Field:
 
     def __init__(self, parts: list[Primitive]):
         kinds = dict.fromkeys((p.kind, p.carve) for p in parts)
-        self.bodies = [_Body(kind, carve, [p for p in parts if (p.kind, p.carve) == (kind, carve)]) for kind, carve in kinds]
+        self.bodies = [
+            _Body(kind, carve, [p for p in parts if (p.kind, p.carve) == (kind, carve)])
+            for kind, carve in kinds
+        ]
 
     def distance(self, x: Tensor) -> Tensor:
         solid = torch.stack([b(x).amin(0) for b in self.bodies if not b.carve]).amin(0)
@@ -122,7 +127,13 @@ class Field:
 
 def camera_axes(azimuth: float, elevation: float) -> np.ndarray:
     """[3, 3] camera to world, columns right, up, back; azimuth 0 looks at the front from +z. Radians."""
-    back = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)])
+    back = np.array(
+        [
+            math.sin(azimuth) * math.cos(elevation),
+            math.sin(elevation),
+            math.cos(azimuth) * math.cos(elevation),
+        ]
+    )
     right = np.array([math.cos(azimuth), 0.0, -math.sin(azimuth)])
     return np.stack([right, np.cross(back, right), back], 1)
 
@@ -135,7 +146,7 @@ def _rays(size: int) -> Tensor:
 
 @torch.no_grad()
 def render_materials(field: Field, azimuth: float, elevation: float, size: int = 64) -> Tensor:
-    """[5, size, size] float32: shading times coverage of each of the 4 materials, then the coverage of the object.
+    """[5, size, size] float32: shading times coverage of each of the 4 materials, then the object's coverage.
 
     A picture is `einsum('khw,kc->chw', out[:4], colors) + (1 - out[4]) * background`.
     """

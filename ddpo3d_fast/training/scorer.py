@@ -4,10 +4,11 @@
     python -m ddpo3d_fast.training.scorer --output ddpo3d_fast/models/embedded/scorer
     python -m ddpo3d_fast.training.scorer --output benchmarks/judges --evaluation
 
-The first is the reward that runs optimise: a convolutional tower. The second judges what they made, and nothing
-optimises it: another seed, and another architecture, a patch transformer. Both learn from pairs alone, by the logistic
-loss of Bradley and Terry, -log sigmoid(better - worse): of the same picture, more and less degraded, and of different
-pictures, clean and degraded. Then they are scaled so that held-out clean renders average 1 and fully degraded ones 0.
+The first is the reward that runs optimise: a convolutional tower. The second judges what they made, and
+nothing optimises it: another seed, and another architecture, a patch transformer. Both learn from pairs
+alone, by the logistic loss of Bradley and Terry, -log sigmoid(better - worse): of the same picture, more and
+less degraded, and of different pictures, clean and degraded. Then they are scaled so that held-out clean
+renders average 1 and fully degraded ones 0.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from ddpo3d_fast.rewards.embedded import ScorerNetwork
 from ddpo3d_fast.training.degrade import KINDS, degrade, single
 from ddpo3d_fast.training.views import Views, ViewSource, composite, load_sources
 
-CONVOLUTIONAL = {"widths": (32, 64, 128), "depths": (2, 2, 3)}
+WIDTHS, DEPTHS = (32, 64, 128), (2, 2, 3)  # of the convolutional tower, by level
 TRANSFORMER = {"width": 128, "layers": 3, "heads": 4}
 REPORT_VIEWS = 640  # held-out views in calibration and in the last report
+REPORT_EVERY = 300  # steps
 
 
 class Block(nn.Module):
@@ -52,7 +54,7 @@ class Block(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] -> scores [B]: overlapping patches, 64 tokens, their mean, a linear head."""
+    """Pictures [B, 3, 64, 64] in [0, 1] -> scores [B]: overlapping patches, 64 tokens, their mean, a head."""
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class PatchTransformer(nn.Module):
 
 
 def load_evaluation_scorer(folder: Path | str) -> PatchTransformer:
-    """The evaluation scorer of a folder (scorer.json, scorer.safetensors), ready to run, without gradients."""
+    """The evaluation scorer of a folder (scorer.json, scorer.safetensors), its weights without gradients."""
     folder = Path(folder)
     model = PatchTransformer(**json.loads((folder / "scorer.json").read_text())["transformer"])
     model.load_state_dict({name: w.float() for name, w in load_file(folder / "scorer.safetensors").items()})
@@ -76,7 +78,7 @@ def load_evaluation_scorer(folder: Path | str) -> PatchTransformer:
 
 def fold(model: ScorerNetwork) -> ScorerNetwork:
     """The same network with every batch norm folded into the convolution before it."""
-    folded = ScorerNetwork(**CONVOLUTIONAL)
+    folded = ScorerNetwork(WIDTHS, DEPTHS)
     model.eval()
     convolutions = [m for m in model.tower if isinstance(m, nn.Conv2d)]
     norms = [m for m in model.tower if isinstance(m, nn.BatchNorm2d)]
@@ -88,7 +90,7 @@ def fold(model: ScorerNetwork) -> ScorerNetwork:
 
 
 def draw_severities(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Severities [count, kinds] of a lesser and a greater degradation: one kind; in a fifth of them two or three."""
+    """Severities [count, kinds], lesser and greater, of one kind, or in a fifth of them of two or three."""
     mixed = torch.rand(count, generator=rng) < 0.2
     kinds = torch.where(mixed, torch.randint(2, 4, (count,), generator=rng), 1)
     order = torch.rand(count, len(KINDS), generator=rng).argsort(1).argsort(1)
@@ -98,7 +100,7 @@ def draw_severities(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def pair_loss(clean: Tensor, less: Tensor, more: Tensor) -> Tensor:
-    """Logistic loss of the pairs of a batch, scores [B] each: same picture, and every clean one with every degraded."""
+    """Logistic loss over scores [B]: pairs of the same picture, and every clean with every degraded one."""
     same = softplus(less - clean).mean() + softplus(more - clean).mean() + softplus(more - less).mean()
     across = softplus(torch.cat([less, more])[None] - clean[:, None]).mean()
     return same + across
@@ -126,8 +128,8 @@ def calibrate(model: ScorerNetwork | PatchTransformer, views: Views, seed: int) 
 
 
 def pair_accuracy(model: nn.Module, views: Views, seed: int) -> dict[str, tuple[float, float, float]]:
-    """By kind, the share of pairs in the right order: clean and degraded (severity 0.2 to 1), less and more of the same
-    picture (0.25 or more apart), clean and degraded of different pictures."""
+    """By kind, the share of pairs in the right order: clean and degraded (severity 0.2 to 1), less and more
+    of the same picture (0.25 or more apart), clean and degraded of different pictures."""
     count = len(views.layers)
     rng = torch.Generator().manual_seed(seed)
     clean = scores_of(model, composite(views.layers, views.backgrounds))
@@ -141,7 +143,8 @@ def pair_accuracy(model: nn.Module, views: Views, seed: int) -> dict[str, tuple[
             for s in (less, more, either)
         )
         right = (clean > c, a > b, clean > c.roll(count // 3))
-        table[kind] = tuple(float(r.float().mean()) for r in right)
+        same, graded, across = (float(r.float().mean()) for r in right)
+        table[kind] = (same, graded, across)
     return table
 
 
@@ -154,16 +157,13 @@ def report(model: nn.Module, views: Views, seed: int) -> None:
 
 
 def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float, seed: int) -> nn.Module:
-    """One-cycle AdamW over `samples` views, three pictures each; calibrated and reported on held-out views."""
+    """One-cycle AdamW over `samples` views, three pictures each; calibrated on held-out views."""
     torch.manual_seed(seed)
     source, held_out = load_sources(dataset, seed)
     views_out = held_out_views(held_out, REPORT_VIEWS)
-    model = PatchTransformer(**TRANSFORMER) if evaluation else ScorerNetwork(**CONVOLUTIONAL, normalize=True)
-    model = model.to(memory_format=torch.channels_last)
-    print(
-        f"{len(source)} views, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters",
-        flush=True,
-    )
+    model = PatchTransformer(**TRANSFORMER) if evaluation else ScorerNetwork(WIDTHS, DEPTHS, normalize=True)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{len(source)} views, {len(held_out)} held out, {count / 1e6:.2f} M parameters", flush=True)
     steps = max(1, samples // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.1)
@@ -171,11 +171,10 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
     for step in range(1, steps + 1):
         views = source.draw(batch)
         less, more = draw_severities(batch, source.generator)
-        seeds = int(torch.randint(2**31, (1,), generator=source.generator))
+        flaws = int(torch.randint(2**31, (1,), generator=source.generator))
         layers, backgrounds = views.layers, views.backgrounds
-        pictures = torch.cat(
-            [degrade(layers, backgrounds, s, seeds) for s in (torch.zeros_like(less), less, more)]
-        )
+        severities = (torch.zeros_like(less), less, more)
+        pictures = torch.cat([degrade(layers, backgrounds, s, flaws) for s in severities])
         pictures = pictures + 0.004 * torch.randn(pictures.shape, generator=source.generator)
         with torch.autocast("cpu", torch.bfloat16):
             scores = model(pictures.contiguous(memory_format=torch.channels_last))
@@ -187,14 +186,11 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
         schedule.step()
         running += loss.item()
         if step % 100 == 0 or step == steps:
-            print(
-                f"{step * batch} views  loss {running / 100:.4f}  {step * batch / (time.time() - started):.0f}/s",
-                flush=True,
-            )
+            rate = step * batch / (time.time() - started)
+            print(f"{step * batch} views  loss {running / 100:.4f}  {rate:.0f}/s", flush=True)
             running = 0.0
-        if step % 400 == 0:
-            with torch.autocast("cpu", torch.bfloat16):
-                report(model.eval(), held_out_views(held_out, 192), seed + 100)
+        if step % REPORT_EVERY == 0:
+            report(model.eval(), held_out_views(held_out, REPORT_VIEWS // 4), seed + 100)
             model.train()
     shipped = model.eval() if isinstance(model, PatchTransformer) else fold(model)
     calibrate(shipped, views_out, seed + 200)
@@ -203,27 +199,24 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Writes config.json and model.safetensors of the scorer, scorer.json and scorer.safetensors of the evaluation one."""
+    """Writes fp16 weights and config: model.safetensors, or scorer.safetensors of the evaluation one."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
     evaluation = isinstance(model, PatchTransformer)
-    config = {"transformer": TRANSFORMER} if evaluation else CONVOLUTIONAL
-    (folder / ("scorer.json" if evaluation else "config.json")).write_text(
-        json.dumps(config, indent=2) + "\n"
-    )
-    save_file(half, folder / ("scorer.safetensors" if evaluation else "model.safetensors"))
+    config = {"transformer": TRANSFORMER} if evaluation else {"widths": WIDTHS, "depths": DEPTHS}
+    names = ("scorer.json", "scorer.safetensors") if evaluation else ("config.json", "model.safetensors")
+    (folder / names[0]).write_text(json.dumps(config, indent=2) + "\n")
+    save_file(half, folder / names[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Train the scorer, or with --evaluation the one that only judges."
+        description="Train the scorer, or with --evaluation the one that judges."
     )
     parser.add_argument("--dataset", type=Path, default=Path("runs/dataset"))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--evaluation", action="store_true", help="the independent scorer: transformer, other seed"
-    )
-    parser.add_argument("--samples", type=int, default=100_000, help="views, three pictures each")
+    parser.add_argument("--evaluation", action="store_true", help="the independent one: a transformer")
+    parser.add_argument("--samples", type=int, default=50_000, help="views, three pictures each")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, help="0.002, or 0.001 with --evaluation")
     parser.add_argument("--seed", type=int, help="1, or 2 with --evaluation")

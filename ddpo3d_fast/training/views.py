@@ -1,4 +1,4 @@
-"""Views for training judges and scorers: recoloured renders as layers, on any background, with the names of what they show."""
+"""What judges and scorers see: recoloured renders as layers, on any background, with their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.priors.caption import views_of
+from ddpo3d_fast.priors.caption import VIEW_WORDS, views_of
 from ddpo3d_fast.training.dataset import load_shards
 from ddpo3d_fast.training.objects import (
     CLASS_NAMES,
@@ -19,13 +19,15 @@ from ddpo3d_fast.training.objects import (
     material_colors,
 )
 
+OVERHEAD_WEIGHT = 4  # overhead views are drawn so many times as often: they are rare, and the hardest to tell
 HELD_OUT_SHARDS = 2  # the last ones of the folder: individuals that no judge is trained on
 
 
 @dataclass
 class Views:
-    """`layers` [B, 4, H, W]: colour times coverage, and coverage, in [0, 1]; `backgrounds` [B, 3, H, W] in [0, 1];
-    `classes`, `colors` and `words` int64 [B]: indices in CLASS_NAMES, COLOR_NAMES (main colour) and VIEW_WORDS."""
+    """`layers` [B, 4, H, W]: colour times coverage, and coverage, in [0, 1]; `backgrounds` [B, 3, H, W] in
+    [0, 1]; `classes`, `colors` and `words` int64 [B]: indices in CLASS_NAMES, COLOR_NAMES (main colour) and
+    VIEW_WORDS."""
 
     layers: Tensor
     backgrounds: Tensor
@@ -40,7 +42,7 @@ def composite(layers: Tensor, backgrounds: Tensor) -> Tensor:
 
 
 def random_backgrounds(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """[count, 3, size, size]: a third white, a tenth black, the rest half grey, quarter coloured, quarter a gradient."""
+    """[count, 3, size, size]: a third white, a tenth black, a quarter grey, then tints and gradients."""
     kind = torch.rand(count, 1, generator=generator)
     grey = torch.rand(count, 1, generator=generator).expand(count, 3)
     tint = torch.rand(count, 3, generator=generator)
@@ -61,23 +63,25 @@ class ViewSource:
     """Draws views from rendered masks, recolouring every one anew. Deterministic in `seed`."""
 
     def __init__(self, masks: Tensor, classes: Tensor, cameras: Tensor, seed: int) -> None:
-        """masks uint8 [M, 5, H, W], classes int64 [M], cameras float32 [M, 2], as `load_shards` gives them."""
+        """masks uint8 [M, 5, H, W], classes int64 [M], cameras float32 [M, 2], as from `load_shards`."""
         self.masks, self.classes = masks, classes
         self.words = torch.from_numpy(views_of(cameras.numpy()))
         self.palette = torch.tensor([COLORS[c] for c in COLOR_NAMES])
         self.defaults = torch.stack([torch.from_numpy(material_colors(c)) for c in CLASS_NAMES])
         self.default_index = torch.tensor([COLOR_NAMES.index(CLASSES[c].default_color) for c in CLASS_NAMES])
+        overhead = self.words == VIEW_WORDS.index("overhead")
+        self.weights = torch.where(overhead, float(OVERHEAD_WEIGHT), 1.0)
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def draw(self, count: int, picked: Tensor | None = None) -> Views:
-        """`count` random views, or those of index `picked` [count]. One in ten has its class's own colour, one in five
-        another second colour, half are mirrored; every material's colour is jittered by 0.03."""
+        """`count` random views, or those of index `picked` [count]. One in ten has its class's own colour,
+        one in five another second colour, half are mirrored; every material's colour is jittered by 0.03."""
         rng = self.generator
         if picked is None:
-            picked = torch.randint(len(self), (count,), generator=rng)
+            picked = torch.multinomial(self.weights, count, replacement=True, generator=rng)
         classes = self.classes[picked]
         colors = torch.randint(len(COLOR_NAMES), (count,), generator=rng)
         colors = torch.where(torch.rand(count, generator=rng) < 0.1, self.default_index[classes], colors)
@@ -99,7 +103,10 @@ class ViewSource:
 
 
 def load_sources(folder: Path, seed: int) -> tuple[ViewSource, ViewSource]:
-    """The training source and the held-out one (the individuals of the last HELD_OUT_SHARDS shards) of a data set."""
+    """A data set's training source and its held-out one, the individuals of the last HELD_OUT_SHARDS shards.
+
+    FileNotFoundError without shards, ValueError with too few of them.
+    """
     masks, classes, cameras = load_shards(folder)
     shards = len([p for p in folder.glob("shard-*.npz") if ".partial" not in p.name])
     if shards <= HELD_OUT_SHARDS:

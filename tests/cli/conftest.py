@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from ddpo3d_fast.assets import write_ply
 from ddpo3d_fast.cli import main
@@ -48,27 +47,6 @@ def command(work: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture
 def ply(work: Path) -> Path:
     """A small Gaussian splat."""
-    return save_ply(work / "asset.ply")
-
-
-def save_ply(path: Path, count: int = 50) -> Path:
-    cloud = initial_cloud(count, seed=0)
+    path, cloud = work / "asset.ply", initial_cloud(50, seed=0)
     write_ply(path, cloud.means, cloud.quats, cloud.log_scales, cloud.logit_opacities, cloud.sh)
     return path
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path under a folder, with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def plain_state() -> dict[str, object]:
-    """Something like a checkpoint's state."""
-    return {"step": 3, "gaussians": {"means": torch.arange(6.0).reshape(2, 3)}, "rewards": [0.25, 0.5]}
-
-
-def words(text: str) -> Sequence[str]:
-    return text.split()

@@ -165,5 +165,6 @@ SCENES: dict[str, Scene] = {
     "antialiased_sh": random_scene(23, antialiased=True, sh_degree=2, cameras=2, scale=(0.005, 0.2)),
     "off_screen": random_scene(24, count=100, spread=0.3).changed(means=torch.full((100, 3), 50.0)),
     "shifted": shifted(25),
+    "layers": random_scene(27, count=700, scale=(1.0, 3.0), opacity=(0.008, 0.015), width=16, height=16),
     "inside_the_cloud": random_scene(26, count=300, radius=0.2, spread=1.0),
 }

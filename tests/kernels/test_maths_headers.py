@@ -1,4 +1,4 @@
-"""The headers of csrc/maths compile for host and device, each on its own and all together."""
+"""Headers stand alone: those of csrc/maths on host and device, those of csrc/include in any C++ program."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
 HEADERS = sorted(path.name for path in (CSRC / "maths").glob("*.h"))
+PUBLIC_HEADERS = sorted(path.name for path in (CSRC / "include" / "ddpo3d_fast").glob("*.h"))
 
 # A kernel that calls the rasterizer's formulas and their VJPs on the device, forward and backward.
 RASTERIZER_KERNEL = """
@@ -53,13 +54,16 @@ def compile_one(command: list[str], source: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("header", HEADERS)
-def test_a_maths_header_stands_alone_on_the_host(header: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [f"maths/{name}" for name in HEADERS] + [f"include/ddpo3d_fast/{name}" for name in PUBLIC_HEADERS],
+)
+def test_a_header_stands_alone_on_the_host(header: str, tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
         pytest.skip("no C++ compiler")
     source = tmp_path / "alone.cpp"
-    source.write_text(f'#include "maths/{header}"\n#include "maths/{header}"\nint main() {{ return 0; }}\n')
+    source.write_text(f'#include "{header}"\n#include "{header}"\nint main() {{ return 0; }}\n')
     compile_one([compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{CSRC}"], source)
 
 

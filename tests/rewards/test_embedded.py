@@ -1,11 +1,11 @@
-"""The embedded scorer as a reward: its gradient is the gradient, each image stands alone, wrong images are named."""
+"""The embedded scorer: its gradient is the gradient, each image stands alone, wrong images are named."""
 
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards.embedded import EmbeddedScorer, to_tower_size
+from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer, to_tower_size
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,10 @@ def test_wrong_images_are_named(scorer, images, error, message):
         scorer.score_vjp(images)
 
 
-def test_missing_weights_are_named(tmp_path):
+def test_missing_and_damaged_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"config.json is missing"):
+        EmbeddedScorer(tmp_path)
+    (tmp_path / "config.json").write_bytes((FOLDER / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((FOLDER / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged"):
         EmbeddedScorer(tmp_path)

@@ -1,4 +1,4 @@
-"""Rewards from the command line: NAME[=WEIGHT], the user's own functions, sums, and one clear line for every mistake."""
+"""Rewards by name: NAME[=WEIGHT], the user's own functions, sums, and one clear line for every mistake."""
 
 import textwrap
 

@@ -13,7 +13,7 @@ SEED = 987_654  # the data set's shards have the seeds 0, 1, 2 ...
 
 @pytest.fixture(scope="session")
 def rendered() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Masks uint8 [48, 5, 64, 64], classes [48] and cameras [48, 2]: every class from the front and from a side."""
+    """Masks uint8 [48, 5, 64, 64], classes [48] and cameras [48, 2]: every class, front and side."""
     rng = np.random.default_rng(SEED)
     masks, classes, cameras = [], [], []
     for index, name in enumerate(CLASS_NAMES):

@@ -38,7 +38,7 @@ def test_judge_is_small():
 def test_coarse_coding_with_a_tiny_step_changes_nothing():
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        classifier._requantize(pictures, torch.full((2,), 1e-5)), pictures, atol=1e-4, rtol=0
+        classifier._requantize(pictures, torch.full((2,), 1e-6)), pictures, atol=1e-4, rtol=0
     )
     assert (classifier._requantize(pictures, torch.full((2,), 0.1)) - pictures).abs().mean() > 1e-2
 

@@ -9,7 +9,8 @@ from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer, ScorerNetwork
 from ddpo3d_fast.training import scorer
 from ddpo3d_fast.training.degrade import KINDS, degrade, single
 from ddpo3d_fast.training.scorer import (
-    CONVOLUTIONAL,
+    DEPTHS,
+    WIDTHS,
     draw_severities,
     fold,
     load_evaluation_scorer,
@@ -72,7 +73,7 @@ def test_scorers_are_small():
 
 def test_folded_batch_norms_change_nothing():
     torch.manual_seed(0)
-    model = ScorerNetwork(**CONVOLUTIONAL, normalize=True)
+    model = ScorerNetwork(WIDTHS, DEPTHS, normalize=True)
     for _ in range(3):
         model.train()(torch.rand(16, 3, 64, 64) ** 2)
     pictures = torch.rand(8, 3, 64, 64)
@@ -97,6 +98,7 @@ def test_pair_loss_falls_when_the_order_is_right():
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_training_command_writes_a_scorer_that_loads(dataset, tmp_path, monkeypatch, capsys, evaluation):
     monkeypatch.setattr(scorer, "REPORT_VIEWS", 24)
+    monkeypatch.setattr(scorer, "REPORT_EVERY", 2)
     arguments = [
         "--dataset",
         str(dataset),

@@ -1,0 +1,181 @@
+"""The fused guidance against the formulas of docs/method.md, written plainly in float64 for a toy prior."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ddpo3d_fast import config
+from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast.guidance.policy import group_advantages
+from ddpo3d_fast.kernels import philox_normal
+from ddpo3d_fast.priors.codec import PatchCodec
+
+VIEWS, NOISES, SEED, STEP = 3, 4, 11, 5
+
+
+class ToyPrior:
+    """Predicts the clean picture: a fixed function of the noisy one, the timestep and the condition."""
+
+    prediction_type, clip = "sample", (-1.0, 1.0)
+    codec = PatchCodec(4)
+    alphas_cumprod = torch.linspace(0.999, 0.001, 1000)
+
+    def conditions(self, prompt, cameras):
+        return (cameras[:, :1],) * 4
+
+    def predict(self, noisy, timesteps, conditions):
+        actions = len(noisy) // len(conditions[0])
+        shift = conditions[0].repeat_interleave(actions, 0).view(-1, 1, 1, 1).to(noisy)
+        late = (timesteps / 1000).view(-1, 1, 1, 1).to(noisy)
+        return torch.tanh(noisy * (1 - late) + 0.1 * shift), 0.5 * torch.tanh(noisy)
+
+
+class Brightness:
+    """A reward that prefers a bright left half."""
+
+    name, differentiable = "brightness", True
+
+    def score(self, images, prompts):
+        return images[..., :8].mean((1, 2, 3)).float()
+
+    def score_vjp(self, images, prompts):
+        gradient = torch.zeros_like(images)
+        gradient[..., :8] = 1 / (3 * 16 * 8)
+        return self.score(images, prompts), gradient
+
+
+def guidance(**wishes) -> ScoreDistillation:
+    return ScoreDistillation(
+        ToyPrior(),
+        None,
+        "text",
+        config.Distillation(guidance_scale=3.0),
+        dataclasses.replace(config.Reward(), **wishes),
+        Brightness(),
+        SEED,
+        NOISES,
+    )
+
+
+@pytest.fixture
+def step():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pictures": torch.rand(VIEWS, 3, 16, 16, generator=generator),
+        "cameras": torch.rand(VIEWS, 3, generator=generator),
+        "timesteps": torch.tensor([100, 400, 650]),
+        "step": STEP,
+    }
+
+
+def plain_terms(pictures, cameras, timesteps, step):
+    """Of every action, in float64: sqrt(1 - abar) (z - z0^) [V, K, ...] and its clean guess's reward [V, K]."""
+    prior = ToyPrior()
+    z = prior.codec.encode(pictures).double()[:, None].expand(-1, NOISES, -1, -1, -1)
+    abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1, 1)
+    noise = philox_normal(z.shape, SEED, 2 * step).double()
+    noisy = abar.sqrt() * z + (1 - abar).sqrt() * noise
+    cond, uncond = prior.predict(
+        noisy.flatten(0, 1), timesteps.repeat_interleave(NOISES), (cameras[:, :1],) * 4
+    )
+    clean = (uncond + 3.0 * (cond - uncond)).clamp(-1, 1)
+    rewards = Brightness().score(prior.codec.decode(clean), [])
+    return (1 - abar).sqrt() * (z - clean.view(z.shape)), rewards.view(VIEWS, NOISES)
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def test_without_a_policy_it_is_the_mean_residual_of_the_noises(step):
+    residual, _ = plain_terms(**step)
+    expected = ToyPrior.codec.encode_vjp(residual.mean(1))
+    assert relative(guidance(policy_weight=0.0)(**step).grad_pictures, expected) < 1e-5
+
+
+def test_the_noise_policy_weighs_each_residual_by_its_advantage(step):
+    residual, rewards = plain_terms(**step)
+    ramp = ((0.7 - step["timesteps"] / 1000) / 0.2).clamp(0, 1)
+    weight = 1 + 2.0 * ramp[:, None] * group_advantages(rewards)
+    expected = ToyPrior.codec.encode_vjp((weight.view(VIEWS, NOISES, 1, 1, 1) * residual).mean(1))
+    assert relative(guidance(policy_weight=2.0)(**step).grad_pictures, expected) < 1e-4
+
+
+def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
+    plain = guidance(policy_weight=0.0)(**step).grad_pictures
+    pulled = guidance(policy_weight=1.0)(**step).grad_pictures
+    brighter = -(pulled - plain)  # descent
+    assert Brightness().score(brighter, []).sum() > 0
+
+
+def test_the_ddim_policy_adds_the_score_function_of_its_actions(step):
+    """grad = -lambda sum_k A_k sqrt(abar') n_k / K, beside plain SDS of one noise a view."""
+    prior, wishes = ToyPrior(), {"policy": "ddim", "policy_weight": 1.5}
+    got = guidance(**wishes)(**step).grad_pictures
+    pictures, cameras, timesteps = step["pictures"], step["cameras"], step["timesteps"]
+    z = prior.codec.encode(pictures).double()
+    abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
+    later = (timesteps - 100).clamp_min(0)
+    prev = prior.alphas_cumprod[later].double().view(-1, 1, 1, 1)
+    noisy = abar.sqrt() * z + (1 - abar).sqrt() * philox_normal(z.shape, SEED, 2 * STEP).double()
+    cond, uncond = prior.predict(noisy, timesteps, (cameras[:, :1],) * 4)
+    clean = (uncond + 3.0 * (cond - uncond)).clamp(-1, 1)
+    eps = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
+    variance = (1 - prev) / (1 - abar) * (1 - abar / prev)
+    mean = prev.sqrt() * clean + (1 - prev - variance).sqrt() * eps
+    n = philox_normal((VIEWS * NOISES, *z.shape[1:]), SEED, 2 * STEP + 1).double()
+    action = mean.repeat_interleave(NOISES, 0) + variance.sqrt().repeat_interleave(NOISES, 0) * n
+    cond, uncond = prior.predict(action, later.repeat_interleave(NOISES), (cameras[:, :1],) * 4)
+    reached = prior.codec.decode((uncond + 3.0 * (cond - uncond)).clamp(-1, 1))
+    advantages = group_advantages(Brightness().score(reached, []).view(VIEWS, NOISES))
+    ramp = ((0.7 - timesteps / 1000) / 0.2).clamp(0, 1)
+    weight = 1.5 * ramp[:, None] * advantages * prev.view(-1, 1).sqrt() / NOISES
+    policy = (weight.view(-1, 1, 1, 1) * n).view(VIEWS, NOISES, *z.shape[1:]).sum(1)
+    expected = prior.codec.encode_vjp((1 - abar).sqrt() * (z - clean) - policy)
+    assert relative(got, expected) < 1e-3  # advantages divide small differences of float32 scores
+
+
+def test_dreamfusions_weight_is_one_minus_abar_times_the_noise_residual(step):
+    plain = guidance(policy_weight=0.0)
+    plain.settings = dataclasses.replace(plain.settings, residual="sds")
+    residual, _ = plain_terms(**step)
+    abar = ToyPrior.alphas_cumprod[step["timesteps"]].double().view(-1, 1, 1, 1)
+    expected = ToyPrior.codec.encode_vjp(residual.mean(1) * abar.sqrt())
+    assert relative(plain(**step).grad_pictures, expected) < 1e-5
+
+
+def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
+    """All actions of a view share their render, so a group has no advantage: the running window decides."""
+    shared = guidance(reward_of="render", baseline="running", policy_weight=1.0)
+    plain = guidance(policy_weight=0.0)(**step).grad_pictures
+    assert relative(shared(**step).grad_pictures, plain) < 1e-6  # too few rewards seen
+    shared.baseline.window = [0.0, 0.1] * 16
+    assert relative(shared(**step).grad_pictures, plain) > 1e-2
+
+
+def test_shuffled_advantages_are_a_different_gradient_of_like_size(step):
+    plain = guidance(policy_weight=0.0)(**step).grad_pictures
+    real = guidance(policy_weight=1.0)(**step).grad_pictures - plain
+    control = guidance(policy_weight=1.0, shuffle_advantages=True)(**step).grad_pictures - plain
+    assert relative(control, real) > 0.1
+    assert 0.2 < float(control.norm() / real.norm()) < 5
+
+
+def test_the_same_step_gives_the_same_gradient_and_another_step_another(step):
+    first, second = guidance()(**step), guidance()(**step)
+    assert torch.equal(first.grad_pictures, second.grad_pictures)
+    assert not torch.equal(first.grad_pictures, guidance()(**step | {"step": STEP + 1}).grad_pictures)
+
+
+def test_the_reward_guide_climbs_the_score_at_a_size_set_by_the_pull(step):
+    pull = torch.randn(step["pictures"].shape, generator=torch.Generator().manual_seed(4))
+    gradient, score = reward_guide(step["pictures"], "text", Brightness(), 0.25, pull)
+    assert torch.allclose(gradient.flatten(1).norm(dim=1), 0.25 * pull.flatten(1).norm(dim=1), rtol=1e-5)
+    assert Brightness().score(step["pictures"] - 0.01 * gradient, []).mean() > score
+
+
+def test_the_alpha_penalty_is_the_gradient_of_its_loss():
+    alpha = torch.rand(2, 5, 5, dtype=torch.float64, requires_grad=True)
+    (0.3 * (alpha * (1 - alpha)).sum()).backward()
+    assert torch.allclose(alpha_penalty(alpha.detach(), 0.3), alpha.grad)

@@ -1,0 +1,160 @@
+"""The shipped prior: its parts load, agree with each other, and know their words."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.priors.codec import PatchCodec
+from ddpo3d_fast.priors.embedded import FOLDER
+from ddpo3d_fast.priors.position import position_channels
+from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return load_prior("embedded")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(FOLDER, tmp_path / "prior", ignore=shutil.ignore_patterns("scorer"))
+
+
+def test_the_codec_is_exact_and_its_vjp_its_transpose():
+    codec, pictures = PatchCodec(4), torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    latents = codec.encode(pictures)
+    assert latents.shape == (2, 48, 4, 4)
+    assert torch.allclose(codec.decode(latents), pictures)
+    grad = torch.randn_like(latents)
+    shift = 1e-3 * torch.randn_like(pictures)
+    moved = (grad * (codec.encode(pictures + shift) - latents)).sum()
+    assert torch.allclose(moved, (codec.encode_vjp(grad) * shift).sum())
+
+
+def test_it_knows_every_object_and_color_of_the_training_set(prior):
+    assert prior.vocabulary.objects == CLASS_NAMES
+    assert prior.vocabulary.colors == COLOR_NAMES
+
+
+def test_the_noise_schedule_is_the_one_that_diffusers_makes_of_the_shipped_config(prior):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler.from_pretrained(FOLDER, subfolder="scheduler")
+    assert scheduler.config.prediction_type == prior.prediction_type
+    assert torch.allclose(scheduler.alphas_cumprod, prior.alphas_cumprod, rtol=1e-5)
+
+
+def test_the_shipped_graph_is_the_unet_that_diffusers_loads_from_the_same_weights(prior):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet").float().eval()
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(3, *prior.latent_shape, generator=generator)
+    timesteps, cameras = torch.tensor([5, 500, 990]), torch.rand(3, 3, generator=generator)
+    conditions = prior.conditions(prior.prompt("a red mushroom"), cameras)
+    cond, uncond = prior.predict(noisy, timesteps, conditions)
+    placed = torch.cat([noisy, position_channels(16).expand(3, -1, -1, -1)], 1)
+    with torch.no_grad():
+        expected = [
+            unet(placed, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
+            for tokens, pooled in (conditions[:2], conditions[2:])
+        ]
+    for got, wanted in zip((cond, uncond), expected, strict=True):
+        assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_actions_of_a_view_share_its_condition(prior):
+    cameras = torch.tensor([[0.0, 0.2, 1.0], [3.0, 0.2, 0.5]])
+    conditions = prior.conditions(prior.prompt("a blue car"), cameras)
+    noisy = torch.randn(2, *prior.latent_shape).repeat_interleave(2, 0)
+    cond, _ = prior.predict(noisy, torch.full((4,), 700), conditions)
+    assert torch.allclose(cond[0], cond[1], atol=1e-5)
+    assert not torch.allclose(cond[1], cond[2], atol=1e-2)
+
+
+def test_color_view_and_negative_prompt_change_the_conditions(prior):
+    front, back = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[3.1, 0.0, 1.0]])
+    red = prior.conditions(prior.prompt("a red car"), front)
+    assert not torch.equal(red[0], prior.conditions(prior.prompt("a blue car"), front)[0])
+    assert not torch.equal(red[0], prior.conditions(prior.prompt("a red car"), back)[0])
+    away = prior.conditions(prior.prompt("a red car", negative="a blue car"), front)
+    assert torch.equal(away[0], red[0])
+    assert not torch.equal(away[2], red[2])
+
+
+def test_the_clean_guess_at_low_noise_is_the_picture(prior):
+    """A trained prior denoises: at 10 % of the timesteps it is far nearer to the picture than its input."""
+    from ddpo3d_fast.training.objects import material_colors, mean_object
+    from ddpo3d_fast.training.render import Field, colorize, render_materials
+
+    masks = render_materials(Field(mean_object("mushroom")), 0.3, 0.2)[None]
+    picture = colorize(masks, torch.from_numpy(material_colors("mushroom", "red"))[None], torch.ones(1, 3))
+    latents = prior.codec.encode(picture)
+    abar = prior.alphas_cumprod[100]
+    noisy = abar.sqrt() * latents + (1 - abar).sqrt() * torch.randn(
+        latents.shape, generator=torch.Generator().manual_seed(0)
+    )
+    conditions = prior.conditions(prior.prompt("a red mushroom"), torch.tensor([[0.3, 0.2, 1.0]]))
+    cond, _ = prior.predict(noisy, torch.tensor([100]), conditions)
+    assert (cond - latents).square().mean() < 0.1 * (noisy / abar.sqrt() - latents).square().mean()
+
+
+def test_weights_are_fp16_under_20_mb_each():
+    files = sorted(FOLDER.rglob("*.safetensors"))
+    assert len(files) >= 2
+    for path in files:
+        assert path.stat().st_size < 20_000_000
+        with safe_open(path, "pt") as weights:
+            assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("unet/config.json", None),
+        ("unet/model.onnx", None),
+        ("unet/diffusion_pytorch_model.safetensors", b"short"),
+        ("text_encoder/diffusion_pytorch_model.safetensors", b"short"),
+        ("text_encoder/diffusion_pytorch_model.safetensors", None),
+        ("codec/config.json", b"{"),
+        ("scheduler/scheduler_config.json", None),
+    ],
+)
+def test_a_missing_or_damaged_part_is_one_line_that_names_it(copy, part, damage):
+    if damage is None:
+        (copy / part).unlink()
+    else:
+        (copy / part).write_bytes(damage)
+    with pytest.raises(InputError) as caught:
+        load_prior(str(copy))
+    assert "\n" not in str(caught.value)
+    assert str(copy) in str(caught.value)
+
+
+def test_another_beta_schedule_is_refused(copy):
+    path = copy / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_schedule": "linear"}))
+    with pytest.raises(InputError, match="squaredcos_cap_v2, got 'linear'"):
+        load_prior(str(copy))
+
+
+def test_weights_that_were_tampered_with_fail_the_probe(copy):
+    path = copy / "unet/diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    noise = np.random.default_rng(0).standard_normal(100_000).astype(np.float16).tobytes()
+    data[middle : middle + len(noise)] = noise
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="relative error"):
+        load_prior(str(copy))
+
+
+def test_an_unknown_model_name_says_what_is_expected():
+    with pytest.raises(InputError, match="--model: expected `embedded` or a folder"):
+        load_prior("sd99")

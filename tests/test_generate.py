@@ -1,0 +1,163 @@
+"""The loop, end to end and small: what it leaves, that it repeats itself, resumes and can be stopped."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from ddpo3d_fast import config as settings
+from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.generate import generate, learning_rates, shrink, shrink_vjp, timestep_at
+from ddpo3d_fast.run import RunFolder
+
+FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "checkpoint.pt"}
+
+
+def small(folder, steps=4, prompt="a red ball", seed=0, **changes) -> settings.Config:
+    """A run of seconds: few steps, few Gaussians, the policy on from the first step."""
+    config = settings.preset("draft", prompt)
+    values = {
+        "steps": steps,
+        "views": 2,
+        "gaussians": 300,
+        "max_timestep": 0.6,
+        "relocate_every": 2,
+    } | changes
+    parts = {}
+    for name in ("schedule", "scene", "distillation", "reward"):
+        part = getattr(config, name)
+        parts[name] = dataclasses.replace(part, **{k: v for k, v in values.items() if hasattr(part, k)})
+    return dataclasses.replace(config, output=folder, seed=seed, **parts)
+
+
+def run(config, observer=lambda row: None, resume=False):
+    folder = RunFolder.open(config.output) if resume else RunFolder.create(config)
+    return generate(config, folder, observer, resume)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config, rows = small(tmp_path_factory.mktemp("runs") / "ball"), []
+    return config, run(config, rows.append), rows
+
+
+def test_a_run_leaves_a_folder_with_everything_that_was_promised(finished):
+    config, result, _ = finished
+    assert {path.name for path in config.output.iterdir()} == FILES
+    assert {path.name for path in result.files} == FILES
+    assert len(read_ply(config.output / "asset.ply").means) > 0
+    assert (config.output / "preview.png").read_bytes().startswith(b"\x89PNG")
+    assert b"ftyp" in (config.output / "turntable.mp4").read_bytes()[:16]
+
+
+def test_metrics_are_one_json_object_a_step(finished):
+    config, _, rows = finished
+    lines = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["reward"]) for line in lines)
+    assert [row["step"] for row in rows if row["stage"] == "distill"] == [1, 2, 3, 4]
+
+
+def test_the_configuration_that_was_written_repeats_the_run(finished):
+    config, _, _ = finished
+    data = yaml.safe_load((config.output / "config.yaml").read_text())
+    assert "ONNX Runtime" in data.pop("provenance")["engine"]
+    assert settings.from_dict(data) == config
+
+
+def test_the_seconds_name_every_part_and_sum_up_to_the_total(finished):
+    _, result, _ = finished
+    parts = {"setup", "render", "predict", "reward", "residual", "update", "export"}
+    assert parts < result.seconds.keys()
+    assert sum(result.seconds[part] for part in parts) == pytest.approx(result.seconds["total"], rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_asset_to_the_byte_and_another_seed_another(finished, tmp_path):
+    config, _, _ = finished
+    asset = (config.output / "asset.ply").read_bytes()
+    run(dataclasses.replace(config, output=tmp_path / "again"))
+    assert (tmp_path / "again/asset.ply").read_bytes() == asset
+    run(dataclasses.replace(config, output=tmp_path / "other", seed=1))
+    assert (tmp_path / "other/asset.ply").read_bytes() != asset
+
+
+@pytest.mark.parametrize("baseline", ["group", "running"])
+def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, baseline):
+    config = small(tmp_path / "whole", steps=6, baseline=baseline)
+    run(config)
+    broken = dataclasses.replace(config, output=tmp_path / "broken")
+
+    def stop_at_three(row):
+        if row.get("step") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, stop_at_three)
+    run(broken, resume=True)
+    for name in ("asset.ply", "metrics.jsonl"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_ctrl_c_keeps_what_was_made(tmp_path):
+    def stop_at_two(row):
+        if row.get("step") == 2:
+            raise KeyboardInterrupt
+
+    config = small(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_at_two)
+    assert {path.name for path in config.output.iterdir()} == FILES
+    assert len((config.output / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(tmp_path, monkeypatch):
+    assets = {}
+    for policy, guide in ((0.0, 0.0), (1.0, 0.0), (0.0, 0.5)):
+        config = small(tmp_path / f"{policy}-{guide}", policy_weight=policy, guide_weight=guide)
+        if not policy and not guide:
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    "ddpo3d_fast.generate.make_reward", lambda names: pytest.fail("asked for a scorer")
+                )
+                run(config)
+        else:
+            run(config)
+        assets[policy, guide] = (config.output / "asset.ply").read_bytes()
+    assert len(set(assets.values())) == 3
+
+
+def test_the_ddim_policy_runs_and_reports_its_reward(tmp_path):
+    rows = []
+    run(small(tmp_path / "ddim", policy="ddim", steps=2), rows.append)
+    assert all(math.isfinite(row["reward"]) for row in rows if row["stage"] == "distill")
+
+
+def test_an_unknown_prompt_ends_before_anything_is_written(tmp_path):
+    config = small(tmp_path / "dragon", prompt="a dragon")
+    with pytest.raises(InputError, match="does not know 'dragon'"):
+        run(config)
+    assert not config.output.exists()
+
+
+def test_timesteps_are_annealed_and_stay_in_range():
+    jitter = torch.tensor([-0.05, 0.0, 0.05])
+    assert timestep_at(0.0, 1000, 0.02, 0.98, jitter).tolist() == [929, 979, 979]
+    assert timestep_at(1.0, 1000, 0.02, 0.98, jitter).tolist() == [19, 19, 69]
+    middle = timestep_at(0.5, 1000, 0.02, 0.98, torch.zeros(1))
+    assert middle.item() == pytest.approx(500, abs=1)
+
+
+def test_learning_rates_decay_to_the_final_fraction():
+    config = settings.preset("standard", "x")
+    first, last = learning_rates(config, 0.0), learning_rates(config, 1.0)
+    for name, rate in vars(first).items():
+        assert getattr(last, name) == pytest.approx(rate * config.scene.final_rate)
+
+
+def test_the_vjp_of_shrinking_is_its_transpose():
+    images, grad = torch.rand(2, 8, 8, 3, dtype=torch.float64), torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    assert torch.allclose((shrink(images, 2) * grad).sum(), (images * shrink_vjp(grad, 2)).sum())
