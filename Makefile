@@ -52,7 +52,7 @@ build: $(STAMP)
 
 $(STAMP): $(SOURCES) | $(BIN)/python
 	@echo "installing into .venv (once; a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[generate,test]'
 	@touch $@
 
 $(BIN)/python:

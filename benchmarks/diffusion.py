@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from ddpo3d_fast.kernels import get_num_threads
-from ddpo3d_fast.kernels.adam import adam
-from ddpo3d_fast.kernels.diffusion import add_noise, denoise_action, philox_normal, score_residual
+from ddpo3d_fast.files import write_text
+from ddpo3d_fast.info import machine
+from ddpo3d_fast.kernels import adam, add_noise, denoise_action, philox_normal, score_residual
 
 
 def milliseconds(function: Callable[[], object], repeats: int) -> float:
@@ -112,11 +111,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="timed calls, of which the median counts")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
-    machine = f"{platform.machine()}, {get_num_threads()} threads, torch {torch.__version__}"
     sizes = [(2, 4, (48, 16, 16)), (4, 8, (4, 64, 64)), (8, 8, (4, 128, 128))]
     problems = [(f"{v} x {k} x {shape}", case) for v, k, shape in sizes for case in cases(v, k, shape)]
     problems += [(f"{rows} x 14", adam_case(rows)) for rows in (2_000, 100_000)]
-    print(machine)
+    print(f"{machine()}, torch {torch.__version__}")
     print(f"{'operation':22} {'size':22} {'MB':>8} {'fused ms':>9} {'GB/s':>6} {'torch ms':>9} {'ratio':>6}")
     rows = []
     for size, (name, count, fused, plain) in problems:
@@ -134,7 +132,8 @@ def main() -> None:
             f" {torch_ms:9.3f} {torch_ms / fused_ms:6.1f}"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+        facts = {"machine": machine(), "torch": torch.__version__, "rows": rows}
+        write_text(arguments.json, json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import tyro
 
 from ddpo3d_fast.assets import contact_sheet, read_ply, write_png
 from ddpo3d_fast.config import Config, preset
+from ddpo3d_fast.files import write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.run import RunFolder
@@ -135,9 +136,8 @@ def main() -> None:
     if arguments.sheet:
         write_png(arguments.sheet, contact_sheet(torch.cat(sheet), columns=4 * len(arguments.seeds), gap=1))
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"machine": machine(), "flags": flags, "rows": rows}, indent=1) + "\n"
-        )
+        facts = {"machine": machine(), "flags": flags, "rows": rows}
+        write_text(arguments.json, json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

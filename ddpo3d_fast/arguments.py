@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import shlex
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from ddpo3d_fast.config import Config, flag, preset
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.run import read_config
 
 Settings = TypeVar("Settings")
@@ -141,12 +140,6 @@ def generate_settings(words: Sequence[str]) -> Generate:
 def to_config(settings: Generate) -> Config:
     """The configuration of the run, without what concerns the command alone."""
     return Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
-
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """Asks whether the known word that this one resembles was meant; empty if it resembles none."""
-    close = difflib.get_close_matches(word, known, 1, 0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

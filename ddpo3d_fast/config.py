@@ -19,7 +19,7 @@ Preset = Literal["draft", "standard", "high"]
 class Schedule:
     """Steps, cameras and sizes."""
 
-    steps: int = 160
+    steps: int = 200
     """updates of the scene"""
     views: int = 4
     """cameras a step, spread around the object"""
@@ -57,9 +57,11 @@ class Scene:
     """steps between moves of dead Gaussians onto live ones (0: never)"""
     dead_opacity: float = 0.02
     """a Gaussian below this opacity is dead"""
+    carve_from: float = 0.4
+    """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too"""
     opacity_penalty: float = 0.0
     """weight of the mean opacity in the loss: fades what no view needs"""
-    alpha_penalty: float = 0.0
+    alpha_penalty: float = 0.5
     """weight of alpha (1 - alpha) in the loss, rising through the run: solid or empty, no haze"""
 
 
@@ -158,6 +160,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "final_rate": (0.0, 1.0),
     "relocate_every": (0, 100_000),
     "dead_opacity": (0.0, 1.0),
+    "carve_from": (0.0, 1.0),
     "opacity_penalty": (0.0, 1e3),
     "alpha_penalty": (0.0, 1e3),
     "guidance_scale": (0.0, 1e3),

@@ -1,4 +1,7 @@
-"""The one exception that means: the user's input is wrong, and one line says how."""
+"""What a user is told whose input is wrong: the one exception that means it, and what was perhaps meant."""
+
+import difflib
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -7,3 +10,15 @@ class InputError(ValueError):
     The command line prints the message alone, without a stack trace, and exits with code 2. Errors in the
     use of the Python functions stay plain ValueError and TypeError.
     """
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """Asks whether the known word that this one resembles was meant; empty if it resembles none."""
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, 200 characters at the most; its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -20,7 +20,16 @@ from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.priors import load_prior
 from ddpo3d_fast.rewards import make_reward
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, LearningRates, initial_cloud, orbit, prune, relocate, sample_cameras
+from ddpo3d_fast.scene import (
+    Gaussians,
+    LearningRates,
+    initial_cloud,
+    orbit,
+    outside_hull,
+    prune,
+    relocate,
+    sample_cameras,
+)
 
 CHECKPOINT_EVERY = 50  # steps
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
@@ -64,7 +73,7 @@ class Stopwatch:
 
 
 def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
-    """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), jittered per view."""
+    """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), plus jitter [V]."""
     level = high + (low - high) * fraction + jitter
     return (level.clamp(low, high) * (count - 1)).long()
 
@@ -102,8 +111,9 @@ def shrink_vjp(grad: Tensor, factor: int) -> Tensor:
 def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
     """Makes the asset of `config` in `folder`, telling `observer` of every step.
 
-    The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. On Ctrl-C what
-    there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong settings.
+    The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. On
+    Ctrl-C what there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for
+    wrong settings.
     """
     with one_torch_thread():
         return _generate(config, folder, observer, resume)
@@ -111,7 +121,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """What torch does in a step is small: threads of its own would only get in the way of the kernels' and engine's."""
+    """What torch does in a step is small: its threads would only hinder those of kernels and engine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,7 +201,8 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                     opacity_penalty=scene.opacity_penalty,
                 )
                 if scene.relocate_every and step % scene.relocate_every == 0 and fraction < 0.8:
-                    relocate(gaussians, generator, scene.dead_opacity)
+                    haze = outside_hull(gaussians) if fraction > scene.carve_from else None
+                    relocate(gaussians, generator, scene.dead_opacity, also_dead=haze)
 
             progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
             rows.append(progress | metrics | {"alpha": float(views.alpha.mean())})
@@ -214,6 +225,8 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
 def export(gaussians: Gaussians, folder: Path) -> list[Path]:
     """Writes asset.ply, turntable.mp4 and preview.png and returns their paths."""
     asset = prune(gaussians, EXPORT_OPACITY)
+    if len(solid := asset[~outside_hull(asset)]):
+        asset = solid
     ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
     write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
     write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))

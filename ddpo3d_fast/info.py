@@ -67,6 +67,7 @@ def report() -> dict[str, Any]:
         "runtimes": {name: _version(name) for name in RUNTIMES},
         "models": {"prior": prior, "scorer": scorer},
         "used": {
+            "device": "CPU, the only one that this version runs on",
             "rasterizer": f"CPU, {build['simd']}, {build['threads']} threads",
             "prior": prior_use,
             "scorer": scorer_use,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from typing import Any, Literal, TextIO
+
+from ddpo3d_fast.run import json_line
 
 Style = Literal["bar", "lines", "json", "quiet"]
 _SHOWN = ("loss", "guide", "reward", "timestep")  # of a step, in this order
@@ -31,8 +32,7 @@ class Progress:
     def __call__(self, event: dict[str, Any]) -> None:
         self.step = event.get("step", self.step)
         if self.style == "json":
-            plain = {name: None if _not_finite(value) else value for name, value in event.items()}
-            print(json.dumps(plain), file=self._stdout, flush=True)
+            print(json_line(event), file=self._stdout, flush=True)
         elif self.style == "quiet":
             return
         elif event["stage"] != "distill":
@@ -89,7 +89,3 @@ class Progress:
 
 def _parts(event: dict[str, Any]) -> str:
     return "  ".join(f"{name} {event[name]:.3g}" for name in _SHOWN if name in event)
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -13,7 +13,7 @@ import yaml
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.config import Config, from_dict, to_dict
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.files import atomic_path, write_text
 
 CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.pt", "metrics.jsonl"
@@ -94,7 +94,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"--resume: cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # a damaged archive raises whatever its damage leads to
-            raise InputError(f"--resume: {path} is damaged: {_first_line(error)}") from error
+            raise InputError(f"--resume: {path} is damaged: {first_line(error)}") from error
         if not isinstance(stored, dict) or not isinstance(stored.get("state"), dict):
             raise InputError(f"--resume: {path} is not a checkpoint of a run")
         if changed := _difference(stored.get("config"), to_dict(self.config)):
@@ -105,10 +105,7 @@ class RunFolder:
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Writes one JSON object a line; numbers that are not finite become null."""
-        lines = [
-            json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False) for row in rows
-        ]
-        write_text(self.path / METRICS, "".join(f"{line}\n" for line in lines))
+        write_text(self.path / METRICS, "".join(f"{json_line(row)}\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows last written, none if there is no file. Raises InputError for a damaged one."""
@@ -120,7 +117,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"--resume: cannot read {path}: {error.strerror or error}") from error
         except ValueError as error:
-            raise InputError(f"--resume: {path} is damaged: {_first_line(error)}") from error
+            raise InputError(f"--resume: {path} is damaged: {first_line(error)}") from error
         if not all(isinstance(row, dict) for row in rows):
             raise InputError(f"--resume: {path} is damaged: expected one JSON object a line")
         return rows
@@ -140,10 +137,19 @@ def read_config(path: str | Path, argument: str) -> Config:
     except UnicodeDecodeError as error:
         raise InputError(f"{argument}: {path} is not YAML: not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{argument}: {path} is not YAML: {_first_line(error)}") from error
+        raise InputError(f"{argument}: {path} is not YAML: {first_line(error)}") from error
     if isinstance(data, dict):
         data.pop("provenance", None)
     return from_dict(data, f"{argument}: {path}")
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A flat row as JSON on one line; numbers that are not finite, which JSON cannot say, become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False)
 
 
 def slug(prompt: str) -> str:
@@ -179,13 +185,3 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
             (found for name in names if (found := _difference(old.get(name), new.get(name), name))), ""
         )
     return "" if old == new else where or "configuration"
-
-
-def _finite(value: Any) -> Any:
-    """The value itself; None for a number that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.kernels import get_num_threads
 
 PROBE_TOLERANCE = 1e-4  # relative L2: fp32 sums in another order differ by 1e-6, a wrong graph by 1
@@ -36,7 +36,7 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise InputError(
-                f"{graph}: not a graph that ONNX Runtime can load ({_first_line(error)})"
+                f"{graph}: not a graph that ONNX Runtime can load ({first_line(error)})"
             ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}, CPU, {get_num_threads()} threads"
@@ -57,7 +57,3 @@ class OnnxEngine:
             error = float((got - expected).norm() / expected.norm())
             if not error <= PROBE_TOLERANCE:
                 raise InputError(f"{probe}: {self.runtime} gives another {name}, relative error {error:.1e}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]

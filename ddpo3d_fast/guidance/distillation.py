@@ -1,13 +1,14 @@
-"""Score distillation and the policy gradient: from rendered views to the gradient of their loss, in one fused residual.
+"""Score distillation and the policy gradient: from rendered views to the gradient of their loss.
 
-Notation of docs/method.md: z latents of a view, eps the injected noise, z_t the noisy latents, z0^ the clean guess,
-A_k the advantage of action k. Both terms share noises and UNet evaluations, so the policy costs one decode and one
-score a noise.
+Notation of docs/method.md: z latents of a view, eps the injected noise, z_t the noisy latents, z0^ the clean
+guess, A_k the advantage of action k. Both terms are one fused residual of shared noises and UNet evaluations,
+so that the noise policy costs one decode and one score a noise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,11 +48,19 @@ class ScoreDistillation:
         noises: int,
         timer: Timer = lambda part: contextlib.nullcontext(),
     ) -> None:
-        """`scorer` may be None where the policy weight is 0; `timer(part)` is entered around each part of the work."""
+        """`scorer` may be None where the policy weight is 0; `timer(part)` is entered around each part."""
         self.prior, self.prompt, self.text, self.scorer = prior, prompt, text, scorer
         self.settings, self.policy, self.seed, self.noises = distillation, reward, seed, noises
         self.timer = timer
         self.baseline = RunningBaseline()
+        # The two kernels, with what is the same for a whole run.
+        scale, predicts, clip = distillation.guidance_scale, prior.prediction_type, prior.clip
+        self._score_residual = functools.partial(
+            score_residual, guidance_scale=scale, prediction_type=predicts, clip=clip, seed=seed
+        )
+        self._denoise_action = functools.partial(
+            denoise_action, guidance_scale=scale, prediction_type=predicts, clip=clip, seed=seed
+        )
 
     def __call__(self, pictures: Tensor, cameras: Tensor, timesteps: Tensor, step: int) -> Guided:
         """One step's guidance.
@@ -70,24 +79,10 @@ class ScoreDistillation:
             timesteps / len(prior.alphas_cumprod), self.policy.policy_max_timestep
         )
         conditions = prior.conditions(self.prompt, cameras)
-        residual = {
-            "guidance_scale": self.settings.guidance_scale,
-            "prediction_type": prior.prediction_type,
-            "clip": prior.clip,
-            "seed": self.seed,
-        }
         acting = bool((strength > 0).any())
         if self.policy.policy == "ddim" and acting:
-            grad, rewards, advantages = self._ddim_step(
-                pictures,
-                latents,
-                timesteps,
-                conditions,
-                strength,
-                residual,
-                noise_stream,
-                action_stream,
-                step,
+            grad, rewards = self._ddim_step(
+                pictures, latents, timesteps, conditions, strength, noise_stream, action_stream, step
             )
         else:
             per_action = levels.repeat_interleave(actions)
@@ -96,18 +91,17 @@ class ScoreDistillation:
                 guesses = prior.predict(noisy, timesteps.repeat_interleave(actions), conditions)
             rewards = advantages = torch.zeros(len(pictures), actions)
             if acting:
-                rewards = self._rewards(noisy, guesses, per_action, residual, pictures)
+                rewards = self._rewards(noisy, guesses, per_action, pictures)
                 advantages = self._advantages(rewards, step)
             weight = self._weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
-                grad = score_residual(
+                grad = self._score_residual(
                     noisy,
                     *guesses,
                     per_action,
                     weight.flatten(),
                     noise_stream=noise_stream,
                     actions=actions,
-                    **residual,
                 )
         metrics = {"loss": 0.5 * float(grad.square().mean()), "residual": float(grad.square().mean().sqrt())}
         if acting:
@@ -119,46 +113,38 @@ class ScoreDistillation:
         pictures: Tensor,
         latents: Tensor,
         timesteps: Tensor,
-        conditions: tuple[Tensor, ...],
+        conditions: dict[str, Tensor],
         strength: Tensor,
-        residual: dict,
         noise_stream: int,
         action_stream: int,
         step: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by the clean guess it leads to."""
+    ) -> tuple[Tensor, Tensor]:
+        """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
         prior, actions = self.prior, self.noises
         levels = prior.alphas_cumprod[timesteps]
         noisy = add_noise(latents, levels, self.seed, noise_stream)
         with self.timer("predict"):
             guesses = prior.predict(noisy, timesteps, conditions)
         with self.timer("residual"):
-            grad = score_residual(
-                noisy, *guesses, levels, self._weight(levels), noise_stream=noise_stream, **residual
+            grad = self._score_residual(
+                noisy, *guesses, levels, self._weight(levels), noise_stream=noise_stream
             )
         later = (timesteps - round(DDIM_STRIDE * len(prior.alphas_cumprod))).clamp_min(0)
         repeated = [tensor.repeat_interleave(actions, 0) for tensor in (noisy, *guesses, levels, later)]
         noisy_k, cond_k, uncond_k, levels_k, later_k = repeated
         later_levels = torch.maximum(prior.alphas_cumprod[later_k], levels_k)
-        action = denoise_action(
-            noisy_k,
-            cond_k,
-            uncond_k,
-            levels_k,
-            later_levels,
-            stream=action_stream,
-            outputs=("action",),
-            **residual,
+        action = self._denoise_action(
+            noisy_k, cond_k, uncond_k, levels_k, later_levels, stream=action_stream, outputs=("action",)
         ).action
         assert action is not None
         with self.timer("predict"):
             reached = prior.predict(action, later_k, conditions)
-        rewards = self._rewards(action, reached, later_levels, residual, pictures)
+        rewards = self._rewards(action, reached, later_levels, pictures)
         advantages = self._advantages(rewards, step)
         # Natural-gradient scaling: grad log pi = sqrt(abar') n / sigma, times sigma.
         weight = strength[:, None] * advantages * later_levels.view(-1, actions).sqrt() / actions
         with self.timer("residual"):
-            grad = grad + score_residual(
+            grad = grad + self._score_residual(
                 noisy_k,
                 cond_k,
                 uncond_k,
@@ -168,26 +154,27 @@ class ScoreDistillation:
                 actions=actions,
                 action_weight=weight.flatten(),
                 action_stream=action_stream,
-                **residual,
             )
-        return grad, rewards, advantages
+        return grad, rewards
 
     def _weight(self, levels: Tensor) -> Tensor:
-        """w(t) of the residual eps^ - eps, [V]. `clean`: eps^ - eps = sqrt(abar / (1 - abar)) (z - z0^), so that the
-        gradient is sqrt(1 - abar) (z - z0^)."""
+        """w(t) of the residual eps^ - eps, [V].
+
+        `clean`: eps^ - eps = sqrt(abar / (1 - abar)) (z - z0^), so the gradient is sqrt(1 - abar) (z - z0^).
+        """
         return (1 - levels) / levels.sqrt() if self.settings.residual == "clean" else 1 - levels
 
     def _rewards(
-        self, noisy: Tensor, guesses: tuple[Tensor, Tensor], levels: Tensor, residual: dict, pictures: Tensor
+        self, noisy: Tensor, guesses: tuple[Tensor, Tensor], levels: Tensor, pictures: Tensor
     ) -> Tensor:
-        """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views themselves."""
+        """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views."""
         assert self.scorer is not None, "a policy gradient needs a scorer"
         views = len(pictures)
         if self.policy.reward_of == "render":
             with self.timer("reward"):
                 return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, self.noises)
         with self.timer("residual"):
-            clean = denoise_action(noisy, *guesses, levels, levels, outputs=("clean",), **residual).clean
+            clean = self._denoise_action(noisy, *guesses, levels, levels, outputs=("clean",)).clean
         assert clean is not None
         with self.timer("reward"):
             scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))

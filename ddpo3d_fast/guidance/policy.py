@@ -14,8 +14,8 @@ _TINY = 1e-6
 def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
     """Weight in [0, 1] at a timestep given as a fraction of the training timesteps, of any shape.
 
-    0 above `max_timestep`, rising linearly to 1 over the next 0.2: at high noise the clean guess depends on the
-    prompt alone, so that its reward says nothing of the action.
+    0 above `max_timestep`, rising linearly to 1 over the next 0.2: at high noise the clean guess depends on
+    the prompt alone, so that its reward says nothing of the action.
     """
     return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
 
@@ -23,8 +23,8 @@ def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
 def group_advantages(rewards: Tensor) -> Tensor:
     """Advantages [V, K] of rewards [V, K] of the K actions of each view.
 
-    Deviations from the view's mean, in units of its standard deviation, clipped to 5. A view whose rewards are
-    all equal has none.
+    Deviations from the view's mean, in units of its standard deviation, clipped to 5. A view whose rewards
+    are all equal has none.
     """
     spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(rewards)
     return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(
@@ -48,6 +48,6 @@ class RunningBaseline:
 
 
 def shuffled(advantages: Tensor, generator: torch.Generator) -> Tensor:
-    """The control: each view's advantages in a random order; they keep their spread and lose their meaning."""
+    """The control: a view's advantages in a random order; they keep their spread and lose their meaning."""
     order = torch.rand(advantages.shape, generator=generator).argsort(dim=1)
     return advantages.gather(1, order)

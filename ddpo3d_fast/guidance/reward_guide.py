@@ -13,7 +13,7 @@ def reward_guide(
     """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and the mean score.
 
     Scorers differ by orders of magnitude in the size of their gradients, so each view's is scaled to `weight`
-    times the norm of `pull` [V, 3, H, W], the distillation's gradient: the weight means the same for every one.
+    times the norm of `pull` [V, 3, H, W], the distillation's gradient: a weight means the same for every one.
     """
     scores, ascent = scorer.score_vjp(pictures, [text] * len(pictures))
     norm = ascent.flatten(1).norm(dim=1).clamp_min(1e-20)

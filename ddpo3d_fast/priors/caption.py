@@ -31,13 +31,19 @@ class Vocabulary:
 
 
 class CaptionEncoder(nn.Module):
-    """Caption and camera to what conditions the UNet: tokens for cross-attention, a vector for its class input.
+    """Caption and camera to what conditions the UNet.
 
-    The camera, when known, says the view more exactly than the view word does, as in MVDream (arXiv 2308.16512);
-    the background, known with it, keeps the model from guessing one, which a scene would fill with haze.
+    Tokens to attend to, a vector for its class input, and a coarse layout for its input channels. The layout
+    says where things are: a convolutional UNet sees no positions but through its padding, and at high noise
+    the picture must come from the caption alone.
+
+    The camera, when known, says the view more exactly than the view word does, as in MVDream (arXiv
+    2308.16512); the background, known with it, keeps the model from guessing one, which a scene would fill
+    with haze.
     """
 
     token_dim, pooled_dim, width = 128, 256, 128
+    layout_channels, layout_size = 16, 8  # twice that size beside the latents
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -51,9 +57,11 @@ class CaptionEncoder(nn.Module):
             nn.Linear(2 * self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.token_dim)
         )
         self.pool = nn.Sequential(nn.Linear(4 * self.width, 192), nn.SiLU(), nn.Linear(192, self.pooled_dim))
+        cells = self.layout_channels * self.layout_size**2
+        self.layout = nn.Sequential(nn.Linear(4 * self.width, 384), nn.SiLU(), nn.Linear(384, cells))
 
-    def forward(self, words: Tensor, cameras: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, 6, 128] and pooled [B, 256].
+    def forward(self, words: Tensor, cameras: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """`tokens` [B, 6, 128], `pooled` [B, 256] and `layout` [B, 16, 16, 16].
 
         Args:
             words: int64 [B, 4], indices of object, colour, second colour and view.
@@ -72,9 +80,13 @@ class CaptionEncoder(nn.Module):
         )
         view = self.view(words[:, 3]) + self.camera(torch.cat([camera, known], 1))
         colored, seen = self.join(torch.cat([thing, color], 1)), self.join(torch.cat([thing, view], 1))
-        return torch.stack([thing, color, second, view, colored, seen], 1), self.pool(
-            torch.cat([thing, color, second, view], 1)
-        )
+        said = torch.cat([thing, color, second, view], 1)
+        coarse = self.layout(said).view(-1, self.layout_channels, self.layout_size, self.layout_size)
+        return {
+            "tokens": torch.stack([thing, color, second, view, colored, seen], 1),
+            "pooled": self.pool(said),
+            "layout": nn.functional.interpolate(coarse, scale_factor=2.0, mode="bilinear"),
+        }
 
     def nothing(self, count: int) -> Tensor:
         """Words [count, 4] of the empty prompt."""

@@ -1,4 +1,4 @@
-"""Between pictures and latents without a network: the pixels of a patch become channels, exactly, for free."""
+"""Between pictures and latents without a network: the pixels of a patch become channels, exactly."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpo3d_fast.engines import load_engine
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt
@@ -51,9 +51,7 @@ class EmbeddedPrior:
         try:
             self._encoder.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(
-                f"{weights}: cannot be read as the text encoder ({str(error).splitlines()[0]})"
-            ) from error
+            raise InputError(f"{weights}: is no text encoder of this kind ({first_line(error)})") from error
         self._unet = load_engine(folder / "unet" / "model.onnx")
         self.runtime = self._unet.runtime
 
@@ -64,10 +62,10 @@ class EmbeddedPrior:
             parse_prompt(negative, self.vocabulary, "--negative-prompt") if negative.strip() else None,
         )
 
-    def conditions(self, prompt: Prompt, cameras: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The prompt seen from V cameras: tokens [V, 6, 128] and pooled [V, 256], then the unconditional (or
-        negative) ones.
+    def conditions(self, prompt: Prompt, cameras: Tensor) -> dict[str, Tensor]:
+        """The prompt seen from V cameras, as the UNet's conditional inputs.
 
+        Each is [2, V, ...]: first for the prompt, then for none (or for the negative prompt).
         `cameras` float32 [V, 3]: azimuth and elevation in radians, grey level of the background in [0, 1].
         """
         count = len(cameras)
@@ -78,23 +76,19 @@ class EmbeddedPrior:
             away = self._encoder(self._encoder.nothing(count), cameras, torch.zeros(count, 1))
         else:
             away = self._encoder(self._words(prompt.negative, views), cameras, known)
-        return *wanted, *away
+        return {name: torch.stack([wanted[name], away[name]]) for name in wanted}
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, conditions: tuple[Tensor, ...]
+        self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional clean latents [B, ...] of noisy ones [B, ...] at timesteps int64 [B].
 
         B = V K: action k of view v is item v K + k; `conditions` are those of the V views.
         """
-        actions = len(noisy) // len(conditions[0])
-        tokens, pooled, no_tokens, no_pooled = (c.repeat_interleave(actions, 0) for c in conditions)
-        prediction = self._unet(
-            noisy=torch.cat([noisy, noisy]),
-            timesteps=torch.cat([timesteps, timesteps]),
-            tokens=torch.cat([tokens, no_tokens]),
-            pooled=torch.cat([pooled, no_pooled]),
-        )["prediction"]
+        actions = len(noisy) // conditions["tokens"].shape[1]
+        inputs = {name: c.repeat_interleave(actions, 1).flatten(0, 1) for name, c in conditions.items()}
+        outputs = self._unet(noisy=noisy.repeat(2, 1, 1, 1), timesteps=timesteps.repeat(2), **inputs)
+        prediction = outputs["prediction"]
         return prediction[: len(noisy)], prediction[len(noisy) :]
 
     def _words(self, caption: Caption, views: list[int]) -> Tensor:

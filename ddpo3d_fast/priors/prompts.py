@@ -1,4 +1,4 @@
-"""From a person's prompt to a caption in the embedded prior's words: articles, plurals and synonyms are understood."""
+"""From a person's prompt to a caption in the embedded prior's words: articles, plurals, synonyms and all."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ _PHRASES = {
     "traffic cone": "cone",
     "wine bottle": "bottle",
     "beach ball": "ball",
-}  # fmt: skip
+}
 # Words that change nothing the prior knows of.
-_FILLER = set(
-    ["a", "an", "the", "one", "single", "some", "of", "with", "and", "in", "on", "its", "this", "that", "photo", "picture", "image", "render", "rendering", "view", "3d", "model", "object", "asset", "figure", "toy", "small", "little", "big", "large", "tiny", "nice", "cute", "simple", "beautiful", "pretty", "shiny", "plain", "colored", "coloured", "color", "colour", "very", "high", "quality", "highly", "detailed", "realistic", "dslr"]
+_FILLER = (
+    "a an the one single some of with and in on its this that photo picture image render rendering view 3d "
+    "model object asset figure toy small little big large tiny nice cute simple beautiful pretty shiny plain "
+    "colored coloured color colour very high quality highly detailed realistic dslr"
 )
 
 
@@ -98,12 +100,12 @@ def _singular(word: str) -> list[str]:
 def parse_prompt(text: str, vocabulary: Vocabulary, argument: str) -> Caption:
     """The caption that `text` means.
 
-    Raises InputError, naming `argument`, for a prompt with no known object, with two, or with a word that the prior
-    does not know: it says what the prior knows, and how to name another model.
+    Raises InputError, naming `argument`, for a prompt with no known object, with two, or with a word that the
+    prior does not know: it says what the prior knows, and how to name another model.
     """
     words = re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
-    for phrase, thing in _PHRASES.items():
-        words = re.sub(rf"\b{phrase.lower()}(s?)\b", thing + r"\1", words)
+    for phrase, word in _PHRASES.items():
+        words = re.sub(rf"\b{phrase.lower()}(s?)\b", word + r"\1", words)
     objects, colors = _known(vocabulary.objects, _OBJECTS), _known(vocabulary.colors, _COLORS)
     found: list[str] = []
     named: list[str] = []
@@ -114,12 +116,12 @@ def parse_prompt(text: str, vocabulary: Vocabulary, argument: str) -> Caption:
             named.append(colors[word])
         elif thing is not None:
             found.append(thing)
-        elif word not in _FILLER:
+        elif word not in _FILLER.split():
             unknown.append(word)
     if unknown or not found:
+        trouble = f"does not know {unknown[0]!r}" if unknown else f"found no object in {text!r}"
         raise InputError(
-            f"{argument}: the embedded prior does not know {unknown[0] if unknown else 'any object in'!r}"
-            f"{'' if unknown else ' ' + repr(text)}; it knows {', '.join(vocabulary.objects)} in "
+            f"{argument}: the embedded prior {trouble}; it knows {', '.join(vocabulary.objects)} in "
             f"{', '.join(vocabulary.colors)}; name another prior with --model FOLDER"
         )
     if len(set(found)) > 1:

@@ -92,11 +92,15 @@ class EmbeddedScorer:
     def score(self, images: Tensor) -> Tensor:
         """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for others."""
         self._check(images)
+        if len(images) == 0:  # torch's pixel_unshuffle does not take it
+            return images.new_zeros(0)
         return self.network(to_tower_size(images))
 
     def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
         self._check(images)
+        if len(images) == 0:
+            return images.new_zeros(0), torch.zeros_like(images)
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             scores = self.network(to_tower_size(leaf))

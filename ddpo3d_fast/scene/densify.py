@@ -18,7 +18,11 @@ MAX_COPIES = 51  # of one Gaussian at one place; more would only lose precision 
 
 
 def relocate(
-    gaussians: Gaussians, generator: torch.Generator, dead_opacity: float = DEAD_OPACITY, jitter: float = 0.2
+    gaussians: Gaussians,
+    generator: torch.Generator,
+    dead_opacity: float = DEAD_OPACITY,
+    jitter: float = 0.2,
+    also_dead: Tensor | None = None,
 ) -> int:
     """Moves dead Gaussians onto live ones, in place, so that the rendered image changes as little as
     possible.
@@ -34,6 +38,7 @@ def relocate(
         jitter: copies are offset by a normal of this many of their deviations, because two equal Gaussians
             at one place would get equal gradients for ever (ours; the paper's noise on the positions does
             this there).
+        also_dead: [N] bool, Gaussians to move whatever their opacity; none if left out.
 
     Returns:
         How many were moved; 0 if none is dead, or none alive.
@@ -47,6 +52,8 @@ def relocate(
         raise ValueError(f"jitter: expected 0 or more, got {jitter}")
     opacities = gaussians.logit_opacities.double().sigmoid()
     alive = (opacities >= dead_opacity) & _finite_rows(gaussians)
+    if also_dead is not None:
+        alive &= ~also_dead
     dead, live = (~alive).nonzero()[:, 0], alive.nonzero()[:, 0]
     if not len(dead) or not len(live):
         return 0

@@ -16,7 +16,7 @@ VOCABULARY = Vocabulary(objects=CLASS_NAMES, colors=COLOR_NAMES)
 
 @dataclass
 class Batch:
-    """Pictures [B, 3, H, W] in [0, 1]; words [B, 4], cameras [B, 3] and known [B, 1] as CaptionEncoder takes them."""
+    """Pictures [B, 3, H, W] in [0, 1]; words [B, 4], cameras [B, 3], known [B, 1] for CaptionEncoder."""
 
     pictures: Tensor
     words: Tensor
@@ -39,20 +39,27 @@ class Batches:
     def _chance(self, count: int, probability: float) -> Tensor:
         return torch.rand(count, generator=self.generator, device=self.device) < probability
 
+    def _indices(self, count: int, end: int) -> Tensor:
+        return torch.randint(end, (count,), generator=self.generator, device=self.device)
+
     def draw(self, count: int, drop_caption: float = 0.1) -> Batch:
-        """A batch: 85 % name a colour, 20 % of objects with a second material name its colour too; the view word is
-        left out 20 % of the time, the camera 40 %, and everything with probability `drop_caption`."""
-        rng = {"generator": self.generator, "device": self.device}
-        picked = torch.randint(len(self.masks), (count,), **rng)
+        """A batch: 85 % name a colour, 20 % of objects with a second material name its colour too.
+
+        The view word is left out 20 % of the time, the camera 40 %, and everything with probability
+        `drop_caption`.
+        """
+        picked = self._indices(count, len(self.masks))
         thing, colors = self.classes[picked], len(COLOR_NAMES)
         palette = self.defaults[thing].clone()
-        first, second = (torch.randint(colors, (count,), **rng) for _ in range(2))
+        first, second = (self._indices(count, colors) for _ in range(2))
         named, two = self._chance(count, 0.85), self._chance(count, 0.2) & self.has_second[thing]
         palette[named, 0] = self.palette[first[named]]
         palette[two, 1] = self.palette[second[two]]
-        palette = (palette + 0.03 * torch.randn(palette.shape, **rng)).clamp(0, 1)
+        jitter = torch.randn(palette.shape, generator=self.generator, device=self.device)
+        palette = (palette + 0.03 * jitter).clamp(0, 1)
         white = self._chance(count, 0.5)[:, None]
-        background = torch.where(white, 1.0, torch.rand(count, 1, **rng)).expand(count, 3)
+        grey = torch.rand(count, 1, generator=self.generator, device=self.device)
+        background = torch.where(white, 1.0, grey).expand(count, 3)
         pictures = colorize(self.masks[picked].float() / 255, palette, background)
 
         view = torch.where(self._chance(count, 0.2), len(VIEW_WORDS), self.views[picked])

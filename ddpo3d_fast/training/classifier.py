@@ -1,7 +1,8 @@
 """The judge: a small convolutional network that names the class and the main colour of a 64 px view.
 
     python -m ddpo3d_fast.training.dataset --output runs/dataset
-    python -m ddpo3d_fast.training.classifier --dataset runs/dataset --output benchmarks/judges
+    python -m ddpo3d_fast.training.classifier --output runs/judge
+    python -m ddpo3d_fast.training.classifier --start runs/judge --learning-rate 2e-3 --seed 1
 
 It is trained on true renders only, roughened so that it also reads diffusion samples and splats, and no part
 of the program uses it: it measures. Held-out individuals are those of the data set's last shards. Seeded;
@@ -117,7 +118,7 @@ def roughen(views: Views, rng: torch.Generator) -> Tensor:
     severities = torch.zeros(batch, len(KINDS))
     kinds = torch.tensor([KINDS.index(k) for k in ("floaters", "clipped", "swollen", "spotted")])
     kind = kinds[torch.randint(len(kinds), (batch,), generator=rng)]
-    severities[torch.arange(batch), kind] = 0.35 * chosen(0.3) * torch.rand(batch, generator=rng)
+    severities[torch.arange(batch), kind] = 0.35 * chosen(0.2) * torch.rand(batch, generator=rng)
     seed = int(torch.randint(2**31, (1,), generator=rng))
     pictures = degrade(_warp(views.layers, rng), views.backgrounds, severities, seed)
     pictures = gaussian_blur(pictures, 1.5 * chosen(0.5) * torch.rand(batch, generator=rng))
@@ -162,11 +163,18 @@ def report(model: nn.Module, source: ViewSource) -> None:
     print("  hardest: " + ", ".join(f"{CLASS_NAMES[k]} {by_class[k]:.1%}" for k in worst), flush=True)
 
 
-def train(dataset: Path, samples: int, batch: int, peak: float, seed: int) -> tuple[Classifier, ViewSource]:
-    """One-cycle AdamW on cross-entropies of class and colour; returns the network and the held-out views."""
+def train(
+    dataset: Path, samples: int, batch: int, peak: float, seed: int, start: Path | None = None
+) -> tuple[Classifier, ViewSource]:
+    """One-cycle AdamW on cross-entropies of class and colour, from scratch or from the judge in `start`.
+
+    Returns the network and the held-out views.
+    """
     torch.manual_seed(seed)
     source, held_out = load_sources(dataset, seed)
     model = Classifier(WIDTHS, len(CLASS_NAMES), len(COLOR_NAMES))
+    if start is not None:
+        model = load_classifier(start).train().requires_grad_()
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(source)} views, {len(held_out)} held out, {count / 1e6:.2f} M parameters", flush=True)
     steps = max(1, samples // batch)
@@ -202,12 +210,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="go on from the judge in this folder")
     parser.add_argument(
         "--report", action="store_true", help="only print the held-out accuracy of what --output has"
     )
     a = parser.parse_args()
     if not a.report:
-        model, _ = train(a.dataset, a.samples, a.batch, a.learning_rate, a.seed)
+        model, _ = train(a.dataset, a.samples, a.batch, a.learning_rate, a.seed, a.start)
         save_classifier(model, a.output)
     _, held_out = load_sources(a.dataset, a.seed)
     report(load_classifier(a.output), held_out)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpo3d_fast.files import atomic_path
 from ddpo3d_fast.training.objects import CLASS_NAMES, random_object
 from ddpo3d_fast.training.render import Field, render_materials
 
@@ -40,11 +41,10 @@ def make_shard(path: Path, seed: int, size: int = 64) -> None:
                 masks.append((render_materials(field, *view, size) * 255).round().to(torch.uint8).numpy())
                 classes.append(index)
                 views.append(view)
-    beside = path.with_suffix(".partial.npz")
-    np.savez(
-        beside, masks=np.stack(masks), classes=np.array(classes), views=np.array(views, dtype=np.float32)
-    )
-    os.replace(beside, path)
+    with atomic_path(path) as beside:
+        np.savez(
+            beside, masks=np.stack(masks), classes=np.array(classes), views=np.array(views, dtype=np.float32)
+        )
 
 
 def _make_shard(job: tuple[Path, int, int]) -> None:
@@ -53,7 +53,7 @@ def _make_shard(job: tuple[Path, int, int]) -> None:
 
 def load_shards(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """All shards of a folder: masks uint8 [M, 5, H, W], classes int64 [M], views float32 [M, 2]."""
-    shards = [np.load(p) for p in sorted(folder.glob("shard-*.npz")) if ".partial" not in p.name]
+    shards = [np.load(path) for path in sorted(folder.glob("shard-*.npz"))]
     if not shards:
         raise FileNotFoundError(
             f"{folder}: no shard-*.npz; make them with python -m ddpo3d_fast.training.dataset"

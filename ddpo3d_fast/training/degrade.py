@@ -18,14 +18,15 @@ from ddpo3d_fast.training.views import composite
 KINDS = ("blur", "noise", "washed", "floaters", "clipped", "swollen", "spotted")
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 _BLUR_SIGMA, _NOISE_SIGMA, _SWELL_SIGMA = 3.5, 0.25, 3.5
-_FLOATERS, _SPOTS = 12, 20
+_FLOATERS, _SPOTS, _BITES = 12, 20, 4
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blurs images [B, C, N, N] by a Gaussian of `sigma` [B] pixels, renormalised at the border."""
     batch, channels, size, _ = images.shape
     at = torch.arange(size, dtype=images.dtype)
-    weight = torch.exp((at[:, None] - at[None, :]) ** 2 * (-0.5 / sigma.clamp_min(0.05) ** 2)[:, None, None])
+    exponent = (at[:, None] - at[None, :]) ** 2 * (-0.5 / sigma.clamp_min(0.05) ** 2)[:, None, None]
+    weight = torch.exp(exponent.clamp_min(-40))  # no further: denormal numbers are slow to multiply
     weight = weight / weight.sum(-1, keepdim=True)
     rows = (images.reshape(batch, channels * size, size) @ weight.transpose(1, 2)).view(images.shape)
     columns = rows.transpose(1, 2).reshape(batch, size, channels * size)
@@ -44,7 +45,7 @@ def _blobs(weight: Tensor, count: int, radii: tuple[float, float], rng: torch.Ge
     sides = []
     for center in (place // size, place % size):
         radius = _random((batch, count, 1), *radii, rng) * size / 64
-        sides.append(torch.exp(-0.5 * ((at - center[..., None]) / radius) ** 2))
+        sides.append(torch.exp((-0.5 * ((at - center[..., None]) / radius) ** 2).clamp_min(-15)))
     return sides[0][..., :, None] * sides[1][..., None, :]
 
 
@@ -68,28 +69,35 @@ def _swollen(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     return torch.cat([layers[:, :3] + (grown - alpha) * blurred[:, :3] / coverage.clamp_min(1e-3), grown], 1)
 
 
+def _outermost(inside: Tensor, along: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Row and column, int64 [B], of the pixel of `inside` [B, H, W] that is farthest by `along` [B, H, W]."""
+    top = torch.where(inside, along, -1e3).flatten(1).argmax(1)
+    return top // size, top % size
+
+
 def _clipped(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
-    """A side is cut off along a wavy line, or a round bite is taken out of the outline."""
+    """A side is cut off along a ragged line, or bites are taken out of the outline, one after another."""
     batch, _, size, _ = layers.shape
     unit = size / 64
-    at = torch.arange(size) + 0.5 - size / 2
-    y, x = at[:, None], at[None, :]
-    angle = _random((batch, 1, 1), 0, 6.2832, rng)
-    phase, wave = _random((batch, 1, 1), 0, 6.2832, rng), _random((batch, 1, 1), 0.25, 0.6, rng) / unit
-    across = y * angle.cos() - x * angle.sin()
-    along = x * angle.cos() + y * angle.sin() + 2 * unit * torch.sin(wave * across + phase)
+    pixel = torch.arange(size, dtype=layers.dtype)
+    y, x = pixel[:, None] - size / 2, pixel[None, :] - size / 2
     inside = layers[:, 3] > 0.5
+    angle = _random((batch, _BITES, 1, 1), 0, 6.2832, rng)
+    toward = x * angle.cos() + y * angle.sin()
+    gone = torch.full_like(layers[:, 3], -1e3)  # how deep a pixel lies in what is gone, in pixels
+    for k in range(_BITES):
+        row, column = _outermost(inside, toward[:, k], size)
+        away = ((pixel[:, None] - row[:, None, None]) ** 2 + (pixel - column[:, None, None]) ** 2).sqrt()
+        radius = _arrive(0.2 + 0.8 * severity, _BITES)[:, k] * _random((batch, 1, 1), 7, 12, rng) * unit
+        gone = torch.maximum(gone, torch.where(radius > 0, radius - away, -1e3))
+    across = y * angle[:, 0].cos() - x * angle[:, 0].sin()
+    phase, wave = _random((batch, 1, 1), 0, 6.2832, rng), _random((batch, 1, 1), 0.3, 0.7, rng) / unit
+    along = toward[:, 0] + 2.5 * unit * torch.sin(wave * across + phase)
     far = torch.where(inside, along, -1e3).amax((1, 2), keepdim=True)
     near = torch.where(inside, along, 1e3).amin((1, 2), keepdim=True)
-    line = far - (0.08 + 0.5 * severity[:, None, None]) * (far - near).clamp_min(0)
-    cut = along - line
-    # The bite's centre is the outermost point, so that it always shows.
-    top = torch.where(inside, along, -1e3).flatten(1).argmax(1)
-    cy, cx = at[top // size][:, None, None], at[top % size][:, None, None]
-    bite = (4 + 16 * severity[:, None, None]) * unit - ((y - cy) ** 2 + (x - cx) ** 2).sqrt()
-    bitten = _random((batch, 1, 1), 0, 1, rng) < 0.5
-    kept = torch.sigmoid(-3 / unit * torch.where(bitten, bite, cut))[:, None]
-    return layers * kept
+    cut = along - far + (0.08 + 0.5 * severity[:, None, None]) * (far - near).clamp_min(0)
+    bitten = _random((batch, 1, 1), 0, 1, rng) < 0.6
+    return layers * torch.sigmoid(-3 / unit * torch.where(bitten, gone, cut))[:, None]
 
 
 def _spotted(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
@@ -108,7 +116,7 @@ def _washed(layers: Tensor, severity: Tensor, rng: torch.Generator) -> Tensor:
     color, alpha = layers[:, :3], layers[:, 3:]
     grey = (color * _LUMA[:, None, None]).sum(1, keepdim=True)
     color = torch.lerp(color, grey.expand_as(color), 0.85 * s)
-    color = torch.lerp(color, 0.7 * alpha.expand_as(color), 0.6 * s)
+    color = torch.lerp(color, 0.7 * alpha.expand_as(color), 0.75 * s)
     thin = torch.where(_random((len(layers), 1, 1, 1), 0, 1, rng) < 0.5, 1 - 0.6 * s, 1.0)
     return torch.cat([color, alpha], 1) * thin
 

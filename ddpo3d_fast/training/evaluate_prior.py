@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from ddpo3d_fast.training.batches import VOCABULARY
 from ddpo3d_fast.training.classifier import load_classifier
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
+
+# Azimuth and elevation in radians and the background's grey, one row for each of VIEW_WORDS.
+TYPICAL_CAMERAS = torch.tensor([[0.0, 0.3, 1.0], [1.57, 0.3, 1.0], [3.14, 0.3, 1.0], [0.0, 1.27, 1.0]])
 
 
 def load_prior(folder: Path) -> tuple[Model, str]:
@@ -45,13 +48,9 @@ def load_prior(folder: Path) -> tuple[Model, str]:
                 parameter.copy_(average)
         origin = f"{checkpoint} at {state['samples']} samples"
     elif (folder / "unet").is_dir():
-        model.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-        weights = sorted((folder / "text_encoder").glob("*.safetensors"))
-        if len(weights) != 1:
-            raise FileNotFoundError(
-                f"{folder}/text_encoder: expected one .safetensors file, found {len(weights)}"
-            )
-        model.text_encoder.load_state_dict({n: w.float() for n, w in load_file(weights[0]).items()})
+        for part, module in (("unet", model.denoiser.unet), ("text_encoder", model.text_encoder)):
+            weights = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+            module.load_state_dict({name: weight.float() for name, weight in weights.items()})
         origin = str(folder)
     else:
         raise FileNotFoundError(f"{folder}: expected checkpoint.pt or a unet folder")
@@ -70,23 +69,24 @@ def all_prompts() -> Tensor:
 
 @torch.inference_mode()
 def sample(
-    model: Model, words: Tensor, noise: Tensor, steps: int, guidance: float, bfloat16: bool = False
+    model: Model, words: Tensor, noise: Tensor, steps: int, guidance: float, known_cameras: bool = False
 ) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [0, 1]: deterministic DDIM from noise [B, 48, 16, 16] for words int64 [B,
-    4]."""
+    """Pictures [B, 3, 64, 64] in [0, 1]: deterministic DDIM from noise [B, 48, 16, 16], words int64 [B, 4].
+
+    With `known_cameras`, each view word's typical camera and a white background are told as well.
+    """
     trained_with: Any = make_scheduler()
     scheduler = DDIMScheduler.from_config(trained_with.config)
     scheduler.set_timesteps(steps)
     count = len(words)
     both = torch.cat([words, CaptionEncoder(VOCABULARY).nothing(count)])
-    cameras, known = torch.zeros(2 * count, 2), torch.zeros(2 * count, 1)
+    cameras, known = torch.zeros(2 * count, 3), torch.zeros(2 * count, 1)
+    if known_cameras:
+        cameras[:count], known[:count] = TYPICAL_CAMERAS[words[:, 3]], 1.0
     latents = noise
     for timestep in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            time_steps = timestep.expand(2 * count)
-            guess, empty = (
-                model(torch.cat([latents, latents]), time_steps, both, cameras, known).float().chunk(2)
-            )
+        inputs = torch.cat([latents, latents]), timestep.expand(2 * count)
+        guess, empty = model(*inputs, both, cameras, known).float().chunk(2)
         latents = scheduler.step(empty + guidance * (guess - empty), int(timestep), latents).prev_sample
     return (pixel_shuffle(latents, PATCH) / 2 + 0.5).clamp(0, 1)
 
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, default=Path("benchmarks/judges"))
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--cameras", action="store_true", help="tell the prior a camera, not the word alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="only so many prompts, spread over the vocabulary")
     parser.add_argument("--batch", type=int, default=48)
@@ -167,7 +168,8 @@ def main() -> None:
     words, noise = words[chosen], noise[chosen]
     started, pictures = time.time(), []
     for rows in torch.arange(len(words)).split(a.batch):
-        pictures.append(sample(model, words[rows], noise[rows], a.steps, a.guidance, a.bfloat16))
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.bfloat16):
+            pictures.append(sample(model, words[rows], noise[rows], a.steps, a.guidance, a.cameras))
         print(f"\r{len(rows) + a.batch * (len(pictures) - 1)}/{len(words)} samples", end="", flush=True)
     samples = torch.cat(pictures)
     print(

@@ -1,9 +1,10 @@
-"""Exports a trained prior as the folder that ships: diffusers' layout, and beside the weights the UNet's ONNX graph.
+"""Exports a trained prior as the folder that ships: diffusers' layout, and the UNet's ONNX graph beside it.
 
     python -m ddpo3d_fast.training.export --prior runs/prior --output ddpo3d_fast/models/embedded
 
-The graph carries no weights: its initialisers point into the safetensors file (raw little-endian tensors at known
-offsets, which is what ONNX calls external data), so weights are stored once, in fp16, and cast when a session loads.
+The graph carries no weights: its initialisers point into the safetensors file (raw little-endian tensors at
+known offsets, which is what ONNX calls external data), so weights are stored once, in fp16, and cast when a
+session loads.
 """
 
 from __future__ import annotations
@@ -27,14 +28,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPSET = 20
 
 
-def point_into_safetensors(
-    model: onnx.ModelProto, weights: Path, prefix: str = "", constants: tuple[str, ...] = ()
-) -> None:
-    """Replaces every initialiser that is a tensor of `weights` (a fp16 safetensors file beside the graph) by a
-    reference into it and a cast to fp32. `prefix` is what the graph's names have before the file's; `constants` are kept as they are.
-    In place.
+def point_into_safetensors(model: onnx.ModelProto, weights: Path, prefix: str = "") -> None:
+    """Replaces, in place, every initialiser that is a tensor of `weights` by a reference and a cast to fp32.
 
-    Raises ValueError if an initialiser larger than 1 kB is not in the file.
+    `weights` is a fp16 safetensors file beside the graph; `prefix` is what the graph's names have before the
+    file's. Raises ValueError if an initialiser of more than 1 kB is not in the file, or one is of another
+    type or shape there.
     """
     with weights.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -43,7 +42,7 @@ def point_into_safetensors(
     for tensor in graph.initializer:
         name = tensor.name.removeprefix(prefix)
         if name not in header:
-            if len(tensor.raw_data) > 1024 and name not in constants:
+            if len(tensor.raw_data) > 1024:
                 raise ValueError(f"{weights}: has no tensor {name!r}, which the graph needs")
             kept.append(tensor)
             continue
@@ -85,6 +84,7 @@ def export_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str
         optimize=False,
         verbose=False,
     )
+    assert program is not None  # None is for dynamo=False
     return program.model_proto
 
 
@@ -129,14 +129,12 @@ def export(model: Model, output: Path) -> None:
 
     channels, size = unet.config["out_channels"], unet.config["sample_size"]
     encoder = model.text_encoder
-    inputs = {
-        "noisy": torch.randn(2, channels, size, size),
-        "timesteps": torch.tensor([3, 700]),
-        "tokens": torch.randn(2, 6, encoder.token_dim),
-        "pooled": torch.randn(2, encoder.pooled_dim),
-    }
+    conditions = {"tokens": (6, encoder.token_dim), "pooled": (encoder.pooled_dim,)}
+    conditions["layout"] = (encoder.layout_channels, size, size)
+    inputs = {"noisy": torch.randn(2, channels, size, size), "timesteps": torch.tensor([3, 700])}
+    inputs |= {name: torch.randn(2, *shape) for name, shape in conditions.items()}
     graph = export_graph(denoiser, inputs, ["prediction"])
-    point_into_safetensors(graph, output / "unet" / WEIGHTS, prefix="unet.", constants=("position",))
+    point_into_safetensors(graph, output / "unet" / WEIGHTS, prefix="unet.")
     with atomic_path(output / "unet" / "model.onnx") as path:
         path.write_bytes(graph.SerializeToString())
     # What the fp16 weights say for known inputs: an engine is accepted only if it agrees.

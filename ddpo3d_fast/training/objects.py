@@ -2,8 +2,8 @@
 
 Every class is a function of `vary(low, high)`, which draws the proportions of one individual; the mean
 individual (`mean_object`) is the reference shape against which generated assets are measured. A primitive
-carries the index of its material (0 the main one, 1 the second), so one rendering can be recoloured any number
-of times.
+carries the index of its material (0 the main one, 1 the second), so one rendering can be recoloured any
+number of times.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ _STEEL: Rgb = (0.55, 0.55, 0.58)
 class Primitive:
     """One signed-distance body. `size` means, by kind:
 
-    ellipsoid, dome (its upper half), hull (its lower half): three semi-axes; box: three half-sizes and a
-    rounding; cone (capped, along y): half-height, radius below, radius above; torus (around y): ring radius, tube
-    radius; capsule (along y): half-length, radius; gable, sail (triangular prisms along x): half-sizes x, y, z.
+    ellipsoid, dome (its upper half), hull (its lower half): three semi-axes;
+    box: three half-sizes and a rounding;
+    cone (capped, along y): half-height, radius below, radius above;
+    torus (around y): ring radius, tube radius;
+    capsule (along y): half-length, radius;
+    gable, sail (triangular prisms along x): half-sizes x, y, z.
     """
 
     kind: str

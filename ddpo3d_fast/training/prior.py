@@ -1,19 +1,19 @@
-"""Trains the embedded diffusion prior on the procedural objects; resumes from its checkpoint; a GPU is used if found.
+"""Trains the embedded diffusion prior on the procedural objects; resumes; uses a GPU where there is one.
 
     python -m ddpo3d_fast.training.dataset --output runs/dataset
     python -m ddpo3d_fast.training.prior --dataset runs/dataset --output runs/prior
     python -m ddpo3d_fast.training.export --prior runs/prior
 
-It predicts the clean picture (the data lie on a thin manifold, the noise does not) with a weight that stays at high
-noise, where the prompt decides.
+It predicts the clean picture (the data lie on a thin manifold, the noise does not) with a weight that stays
+at high noise, where the prompt decides.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -21,8 +21,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
+from ddpo3d_fast.files import atomic_path
 from ddpo3d_fast.priors.caption import CaptionEncoder
-from ddpo3d_fast.priors.position import POSITION_CHANNELS, position_channels
 from ddpo3d_fast.training.batches import VOCABULARY, Batches
 from ddpo3d_fast.training.dataset import load_shards
 
@@ -33,14 +33,15 @@ DECAY_FROM = 0.7  # of all samples: the learning rate is flat until here, then f
 EMA_DECAY = 0.999
 
 
-def make_unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
+def make_unet() -> Any:  # a module; diffusers' classes have no types
+    unet: Any = UNet2DConditionModel(
         sample_size=16,
-        in_channels=3 * PATCH**2 + POSITION_CHANNELS,
+        in_channels=3 * PATCH**2 + CaptionEncoder.layout_channels,
         out_channels=3 * PATCH**2,
         layers_per_block=1,
         block_out_channels=(128, 128, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2D",  # one residual block: the parameters do more good elsewhere
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=CaptionEncoder.token_dim,
         attention_head_dim=4,  # diffusers' name for the number of heads
@@ -54,7 +55,7 @@ def make_unet() -> UNet2DConditionModel:
     return unet
 
 
-def make_scheduler() -> DDPMScheduler:
+def make_scheduler() -> Any:
     return DDPMScheduler(
         num_train_timesteps=TIMESTEPS,
         beta_schedule="squaredcos_cap_v2",
@@ -63,35 +64,35 @@ def make_scheduler() -> DDPMScheduler:
     )
 
 
-class PositionedUNet(nn.Module):
-    """The UNet with its position channels put in, positional tensors in, one tensor out."""
-
-    position: Tensor
+class Denoiser(nn.Module):
+    """The UNet with the layout beside the noisy latents; positional tensors in, one tensor out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.unet = make_unet()
-        self.register_buffer(
-            "position", position_channels(self.unet.config["sample_size"])[None], persistent=False
-        )
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """noisy [B, 48, 16, 16], timesteps int64 [B], tokens [B, 6, 128], pooled [B, 256] -> clean [B, 48, 16, 16]."""
-        placed = torch.cat([noisy, self.position.expand(len(noisy), -1, -1, -1).to(noisy)], 1)
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor, layout: Tensor
+    ) -> Tensor:
+        """The clean latents [B, 48, 16, 16] of noisy ones.
+
+        noisy [B, 48, 16, 16], timesteps int64 [B], tokens [B, 6, 128], pooled [B, 256] and layout
+        [B, 16, 16, 16] of the caption encoder.
+        """
+        placed = torch.cat([noisy, layout.to(noisy)], 1)
         return self.unet(placed, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.denoiser = PositionedUNet()
+        self.denoiser = Denoiser()
         self.text_encoder = CaptionEncoder(VOCABULARY)
 
     def forward(
         self, noisy: Tensor, timesteps: Tensor, words: Tensor, cameras: Tensor, known: Tensor
     ) -> Tensor:
-        tokens, pooled = self.text_encoder(words, cameras, known)
-        return self.denoiser(noisy, timesteps, tokens, pooled)
+        return self.denoiser(noisy, timesteps, **self.text_encoder(words, cameras, known))
 
 
 def learning_rate(samples: int, total: int, peak: float) -> float:
@@ -123,24 +124,24 @@ def train(arguments: argparse.Namespace) -> None:
     )
 
     def save() -> None:
-        beside = checkpoint.with_suffix(".partial")
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "average": average,
             "samples": samples,
         }
-        torch.save(state, beside)
-        os.replace(beside, checkpoint)
+        with atomic_path(checkpoint) as beside:
+            torch.save(state, beside)
 
     forward = torch.compile(model) if arguments.compile else model
     started, first, running, step = time.time(), samples, 0.0, 0
     while samples < arguments.samples:
         batch = batches.draw(arguments.batch)
         clean = pixel_unshuffle(batch.pictures * 2 - 1, PATCH)
-        rng = {"generator": batches.generator, "device": device}
-        timesteps = torch.randint(TIMESTEPS, (len(clean),), **rng)
-        noise = torch.randn(clean.shape, **rng)
+        # Density rising with the timestep: what the prompt decides is decided at high noise.
+        chance = torch.rand(len(clean), generator=batches.generator, device=device)
+        timesteps = (TIMESTEPS * chance.sqrt()).long().clamp_max(TIMESTEPS - 1)
+        noise = torch.randn(clean.shape, generator=batches.generator, device=device)
         level = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * clean + (1 - level).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16):
@@ -161,7 +162,6 @@ def train(arguments: argparse.Namespace) -> None:
             rate = (samples - first) / (time.time() - started)
             print(f"{samples} samples  loss {running / 200:.4f}  {rate:.1f} samples/s", flush=True)
             running = 0.0
-        if step % 200 == 0:
             save()
     save()
 

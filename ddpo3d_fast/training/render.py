@@ -1,4 +1,4 @@
-"""Sphere tracing of the procedural objects into material masks: any colouring of a view is one product of them.
+"""Sphere tracing of the procedural objects into material masks: any colouring of a view is a product of them.
 
 Not for speed of light: about twenty 64 px views a second and core, once, before training.
 """
@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpo3d_fast.scene.cameras import FOV_Y, RADIUS, look_at_origin
 from ddpo3d_fast.training.objects import MATERIALS, Primitive
 
-FOV_DEGREES = 40.0  # vertical, as the scene's default camera
-CAMERA_RADIUS = 3.0
 BOUND = 1.15  # every object lies in the ball of this radius
 _SUPERSAMPLING = 2
 _MARCH_STEPS = 48
@@ -125,23 +124,11 @@ class Field:
         return torch.cat([b.material for b in solid])[torch.cat([b(x) for b in solid]).argmin(0)]
 
 
-def camera_axes(azimuth: float, elevation: float) -> np.ndarray:
-    """[3, 3] camera to world, columns right, up, back; azimuth 0 looks at the front from +z. Radians."""
-    back = np.array(
-        [
-            math.sin(azimuth) * math.cos(elevation),
-            math.sin(elevation),
-            math.cos(azimuth) * math.cos(elevation),
-        ]
-    )
-    right = np.array([math.cos(azimuth), 0.0, -math.sin(azimuth)])
-    return np.stack([right, np.cross(back, right), back], 1)
-
-
 def _rays(size: int) -> Tensor:
-    at = ((torch.arange(size) + 0.5) / size * 2 - 1) * math.tan(math.radians(FOV_DEGREES / 2))
-    y, x = torch.meshgrid(-at, at, indexing="ij")
-    return torch.nn.functional.normalize(torch.stack([x, y, -torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
+    """[size * size, 3] unit directions in the axes of the camera, row by row from the top left."""
+    at = ((torch.arange(size) + 0.5) / size * 2 - 1) * math.tan(FOV_Y / 2)
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    return torch.nn.functional.normalize(torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
 
 
 @torch.no_grad()
@@ -150,9 +137,10 @@ def render_materials(field: Field, azimuth: float, elevation: float, size: int =
 
     A picture is `einsum('khw,kc->chw', out[:4], colors) + (1 - out[4]) * background`.
     """
-    axes = torch.tensor(camera_axes(azimuth, elevation), dtype=torch.float32)
+    angles = torch.tensor([[azimuth], [elevation]], dtype=torch.float64)
+    axes = look_at_origin(*angles).viewmats[0, :3, :3]  # rows right, down, forward
     fine = size * _SUPERSAMPLING
-    rays, origin = _rays(fine) @ axes.T, axes[:, 2] * CAMERA_RADIUS
+    rays, origin = _rays(fine) @ axes, -RADIUS * axes[2]
     toward = rays @ origin
     discriminant = toward * toward - (origin @ origin - BOUND**2)
     index = (discriminant > 0).nonzero()[:, 0]

@@ -30,6 +30,7 @@ from ddpo3d_fast.training.views import Views, ViewSource, composite, load_source
 
 WIDTHS, DEPTHS = (32, 64, 128), (2, 2, 3)  # of the convolutional tower, by level
 TRANSFORMER = {"width": 128, "layers": 3, "heads": 4}
+SHARES = {"clipped": 3.0, "washed": 2.0, "swollen": 1.5, "spotted": 1.5}  # in training; the hard ones; else 1
 REPORT_VIEWS = 640  # held-out views in calibration and in the last report
 REPORT_EVERY = 300  # steps
 
@@ -93,7 +94,10 @@ def draw_severities(count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Severities [count, kinds], lesser and greater, of one kind, or in a fifth of them of two or three."""
     mixed = torch.rand(count, generator=rng) < 0.2
     kinds = torch.where(mixed, torch.randint(2, 4, (count,), generator=rng), 1)
-    order = torch.rand(count, len(KINDS), generator=rng).argsort(1).argsort(1)
+    shares = torch.tensor([SHARES.get(kind, 1.0) for kind in KINDS])
+    # The largest of u^(1/share) is a draw in proportion to the shares.
+    keys = torch.rand(count, len(KINDS), generator=rng) ** (1 / shares)
+    order = keys.argsort(1, descending=True).argsort(1)
     more = (order < kinds[:, None]) * (0.2 + 0.8 * torch.rand(count, len(KINDS), generator=rng))
     # The lesser one keeps at least a sixth of the distance, so that the order can be seen.
     return more * 0.85 * torch.rand(count, 1, generator=rng), more

@@ -74,7 +74,8 @@ def test_info_tells_version_hardware_models_and_use(command: Command) -> None:
     assert "red" in facts["models"]["prior"]["colors"]
     assert 0 < facts["models"]["prior"]["mebibytes"] < 20
     assert 0 < facts["models"]["scorer"]["mebibytes"] < 20
-    assert facts["used"].keys() == {"rasterizer", "prior", "scorer"}
+    assert facts["used"].keys() == {"device", "rasterizer", "prior", "scorer"}
+    assert facts["used"]["device"] == "CPU, the only one that this version runs on"
     assert facts == json.loads(json.dumps(report()))
 
 

@@ -70,7 +70,7 @@ def step():
 
 
 def plain_terms(pictures, cameras, timesteps, step):
-    """Of every action, in float64: sqrt(1 - abar) (z - z0^) [V, K, ...] and its clean guess's reward [V, K]."""
+    """Of each action, in float64: sqrt(1 - abar) (z - z0^) [V, K, ...] and the reward of its z0^ [V, K]."""
     prior = ToyPrior()
     z = prior.codec.encode(pictures).double()[:, None].expand(-1, NOISES, -1, -1, -1)
     abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1, 1)

@@ -12,7 +12,6 @@ from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors import load_prior
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.embedded import FOLDER
-from ddpo3d_fast.priors.position import position_channels
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 
 
@@ -58,15 +57,19 @@ def test_the_shipped_graph_is_the_unet_that_diffusers_loads_from_the_same_weight
     noisy = torch.randn(3, *prior.latent_shape, generator=generator)
     timesteps, cameras = torch.tensor([5, 500, 990]), torch.rand(3, 3, generator=generator)
     conditions = prior.conditions(prior.prompt("a red mushroom"), cameras)
-    cond, uncond = prior.predict(noisy, timesteps, conditions)
-    placed = torch.cat([noisy, position_channels(16).expand(3, -1, -1, -1)], 1)
+    got = prior.predict(noisy, timesteps, conditions)
     with torch.no_grad():
         expected = [
-            unet(placed, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
-            for tokens, pooled in (conditions[:2], conditions[2:])
+            unet(
+                torch.cat([noisy, conditions["layout"][k]], 1),
+                timesteps,
+                encoder_hidden_states=conditions["tokens"][k],
+                class_labels=conditions["pooled"][k],
+            ).sample
+            for k in range(2)
         ]
-    for got, wanted in zip((cond, uncond), expected, strict=True):
-        assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+    for guess, wanted in zip(got, expected, strict=True):
+        assert float((guess - wanted).norm() / wanted.norm()) < 1e-5
 
 
 def test_actions_of_a_view_share_its_condition(prior):
@@ -81,11 +84,11 @@ def test_actions_of_a_view_share_its_condition(prior):
 def test_color_view_and_negative_prompt_change_the_conditions(prior):
     front, back = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[3.1, 0.0, 1.0]])
     red = prior.conditions(prior.prompt("a red car"), front)
-    assert not torch.equal(red[0], prior.conditions(prior.prompt("a blue car"), front)[0])
-    assert not torch.equal(red[0], prior.conditions(prior.prompt("a red car"), back)[0])
+    assert not torch.equal(red["tokens"][0], prior.conditions(prior.prompt("a blue car"), front)["tokens"][0])
+    assert not torch.equal(red["tokens"][0], prior.conditions(prior.prompt("a red car"), back)["tokens"][0])
     away = prior.conditions(prior.prompt("a red car", negative="a blue car"), front)
-    assert torch.equal(away[0], red[0])
-    assert not torch.equal(away[2], red[2])
+    assert torch.equal(away["tokens"][0], red["tokens"][0])
+    assert not torch.equal(away["tokens"][1], red["tokens"][1])
 
 
 def test_the_clean_guess_at_low_noise_is_the_picture(prior):

@@ -69,7 +69,9 @@ def test_larger_pictures_are_averaged_over_blocks(scorer):
 
 
 def test_no_images_have_no_scores(scorer):
-    assert scorer.score(torch.zeros(0, 3, 64, 64)).shape == (0,)
+    images = torch.zeros(0, 3, 96, 96)
+    assert scorer.score(images).shape == (0,)
+    assert [t.shape for t in scorer.score_vjp(images)] == [(0,), images.shape]
 
 
 @pytest.mark.parametrize(

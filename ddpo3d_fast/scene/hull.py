@@ -1,0 +1,44 @@
+"""The scene's own visual hull: what lies outside its silhouettes is haze."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.scene.cameras import Cameras, look_at_origin
+from ddpo3d_fast.scene.gaussians import Gaussians
+
+HULL_VIEWS, HULL_SIZE = 24, 64
+
+
+def hull_cameras() -> Cameras:
+    """24 cameras on three rings around the object, level to steep."""
+    turn = 2 * math.pi * torch.arange(HULL_VIEWS, dtype=torch.float64) * (math.sqrt(5) - 1) / 2
+    elevation = torch.tensor([0.0, 0.35, 0.9], dtype=torch.float64).repeat(HULL_VIEWS // 3)
+    return look_at_origin(turn, elevation)
+
+
+def outside_hull(gaussians: Gaussians, threshold: float = 0.3) -> Tensor:
+    """[N] bool: the Gaussian's centre lies, in some view, where the scene covers less than `threshold`.
+
+    Space carving (Kutulakos and Seitz, IJCV 2000) with the scene's alpha for silhouettes: an object's own
+    Gaussians lie inside all of its silhouettes, a floater outside some. Centres behind a camera or off its
+    image count as outside. Raises ValueError for a threshold outside [0, 1].
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    cameras = hull_cameras()
+    alpha = gaussians.render(cameras, HULL_SIZE, HULL_SIZE).alpha
+    seen = (
+        torch.einsum("cij,nj->cni", cameras.viewmats[:, :3, :3], gaussians.means)
+        + cameras.viewmats[:, None, :3, 3]
+    )
+    pixels = torch.einsum("cij,cnj->cni", cameras.intrinsics(HULL_SIZE, HULL_SIZE), seen)
+    depth = pixels[..., 2]
+    at = pixels[..., :2] / depth[..., None].clamp_min(1e-6) / HULL_SIZE * 2 - 1
+    cover = torch.nn.functional.grid_sample(alpha[:, None], at[:, None].clamp(-2, 2), align_corners=False)[
+        :, 0, 0
+    ]
+    return ((cover < threshold) | ~(depth > 0)).any(0)
