@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
 from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.control import Stopwatch, deferred_interrupt, one_torch_thread
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.priors import load_prior
 from ddpo3d_fast.rewards import make_reward
@@ -45,31 +44,6 @@ class Result:
     folder: Path
     files: list[Path]
     seconds: dict[str, float]  # by part
-
-
-class Stopwatch:
-    """Seconds by part; entering a part inside another pauses the outer one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._parts: list[str] = []
-        self._since = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        self._switch()
-        self._parts.append(part)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._parts.pop()
-
-    def _switch(self) -> None:
-        now = time.perf_counter()
-        if self._parts:
-            self.seconds[self._parts[-1]] += now - self._since
-        self._since = now
 
 
 def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
@@ -108,6 +82,7 @@ def shrink_vjp(grad: Tensor, factor: int) -> Tensor:
     return spread.permute(0, 2, 3, 1).contiguous()
 
 
+@one_torch_thread()
 def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
     """Makes the asset of `config` in `folder`, telling `observer` of every step.
 
@@ -115,22 +90,6 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     Ctrl-C what there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for
     wrong settings.
     """
-    with one_torch_thread():
-        return _generate(config, folder, observer, resume)
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """What torch does in a step is small: its threads would only hinder those of kernels and engine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _generate(config: Config, folder: RunFolder, observer: Observer, resume: bool) -> Result:
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
     with clock("setup"):
@@ -139,6 +98,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         prompt = prior.prompt(config.prompt, config.negative_prompt)
         wanted = wishes.policy_weight > 0 or wishes.guide_weight > 0
         scorer = make_reward(list(wishes.reward) or ["embedded"]) if wanted else None
+        guided_by_reward = scorer is not None and scorer.differentiable and wishes.guide_weight > 0
         distill = ScoreDistillation(
             prior,
             prompt,
@@ -165,7 +125,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         )
 
     step = first - 1
-    try:
+    with deferred_interrupt() as interrupted:
         for step in range(first, schedule.steps + 1):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)  # no state to carry
             fraction = (step - 1) / schedule.steps
@@ -185,7 +145,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             with clock("residual"):
                 guided = distill(pictures, seen_from, timesteps, step)
                 gradient, metrics = guided.grad_pictures, guided.metrics
-            if scorer is not None and wishes.guide_weight > 0:
+            if scorer is not None and guided_by_reward:
                 with clock("reward"):
                     guide, metrics["guide"] = reward_guide(
                         pictures, config.prompt, scorer, wishes.guide_weight, gradient
@@ -207,17 +167,17 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
             rows.append(progress | metrics | {"alpha": float(views.alpha.mean())})
             observer(rows[-1] | {"stage": "distill", "seconds": time.perf_counter() - started})
+            if interrupted():
+                break
             if step % CHECKPOINT_EVERY == 0 and step < schedule.steps:
                 with clock("export"):
                     checkpoint(step)
-    except KeyboardInterrupt:
-        checkpoint(len(rows))
-        export(gaussians, folder.path)
-        raise
     with clock("export"):
         observer({"stage": "export", "message": f"writing {folder.path}"})
         checkpoint(step)
         files = export(gaussians, folder.path)
+    if step < schedule.steps:
+        raise KeyboardInterrupt
     seconds = dict(clock.seconds) | {"total": time.perf_counter() - started}
     return Result(folder.path, [*files, *folder.files()], seconds)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, baseline):
 
     def stop_at_three(row):
         if row.get("step") == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(broken, stop_at_three)
@@ -105,7 +107,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, baseline):
 def test_ctrl_c_keeps_what_was_made(tmp_path):
     def stop_at_two(row):
         if row.get("step") == 2:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     config = small(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
@@ -128,6 +130,16 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
             run(config)
         assets[policy, guide] = (config.output / "asset.ply").read_bytes()
     assert len(set(assets.values())) == 3
+
+
+def test_a_reward_without_a_gradient_turns_the_guide_off(tmp_path, monkeypatch):
+    (tmp_path / "my_reward.py").write_text(
+        "def brightness(images, prompts):\n    return images.detach().mean((1, 2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    run(small(tmp_path / "mine", reward=("my_reward:brightness",), guide_weight=1.0), rows.append)
+    assert all("guide" not in row and "reward" in row for row in rows if row["stage"] == "distill")
 
 
 def test_the_ddim_policy_runs_and_reports_its_reward(tmp_path):

@@ -72,17 +72,17 @@ class FunctionReward:
         try:
             scores = self.function(images, prompts)
         except Exception as error:
-            raise InputError(f"reward {self.name}: raised {_line(error)}") from error
+            raise InputError(f"--reward: {self.name}: raised {_line(error)}") from error
         if not isinstance(scores, Tensor):
             raise InputError(
-                f"reward {self.name}: expected a tensor of {len(images)} scores, got {type(scores).__name__}"
+                f"--reward: {self.name}: expected a tensor of {len(images)} scores, got {type(scores).__name__}"
             )
         if scores.shape != (len(images),):
             raise InputError(
-                f"reward {self.name}: expected scores of shape ({len(images)},), got {tuple(scores.shape)}"
+                f"--reward: {self.name}: expected scores of shape ({len(images)},), got {tuple(scores.shape)}"
             )
         if not bool(torch.isfinite(scores.detach()).all()):
-            raise InputError(f"reward {self.name}: expected finite scores, got {scores.detach().tolist()}")
+            raise InputError(f"--reward: {self.name}: expected finite scores, got {scores.detach().tolist()}")
         return scores.to(images.device, torch.float32)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -91,12 +91,12 @@ class FunctionReward:
 
     def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         if not self.differentiable:
-            raise InputError(f"reward {self.name}: has no gradient with respect to the images")
+            raise InputError(f"--reward: {self.name}: has no gradient with respect to the images: set --guide-weight 0")
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             scores = self._call(leaf, prompts)
             if not scores.requires_grad:
-                raise InputError(f"reward {self.name}: had a gradient when it was tried, and has none now")
+                raise InputError(f"--reward: {self.name}: had a gradient when it was tried, and has none now")
             (gradient,) = torch.autograd.grad(scores.sum(), leaf)
         return scores.detach(), gradient
 
@@ -114,7 +114,7 @@ class WeightedReward:
 
     def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         if not self.differentiable:
-            raise InputError(f"reward {self.name}: has no gradient with respect to the images")
+            raise InputError(f"--reward: {self.name}: has no gradient with respect to the images: set --guide-weight 0")
         scores, gradient = torch.zeros(len(images), device=images.device), torch.zeros_like(images)
         for reward, weight in self.parts:
             if reward.differentiable:
@@ -138,19 +138,19 @@ def _find_function(name: str) -> Callable[[Tensor, list[str]], Tensor]:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
             raise InputError(
-                f"reward {name}: no module {module_name!r} here or on the Python path"
+                f"--reward: {name}: no module {module_name!r} here or on the Python path"
             ) from error
         raise InputError(
-            f"reward {name}: module {module_name!r} needs {missing!r}, which is not installed"
+            f"--reward: {name}: module {module_name!r} needs {missing!r}, which is not installed"
         ) from error
     except Exception as error:
-        raise InputError(f"reward {name}: importing {module_name!r} raised {_line(error)}") from error
+        raise InputError(f"--reward: {name}: importing {module_name!r} raised {_line(error)}") from error
     finally:
         if added:
             sys.path.remove(here)
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(f"reward {name}: module {module_name!r} has no function {function_name!r}")
+        raise InputError(f"--reward: {name}: module {module_name!r} has no function {function_name!r}")
     return function
 
 
@@ -164,7 +164,7 @@ def _parse(spec: str) -> tuple[str, float]:
         weight = math.nan
     if not math.isfinite(weight):
         raise InputError(
-            f"reward {spec!r}: expected NAME or NAME=WEIGHT with a finite number, got weight {text!r}"
+            f"--reward: expected NAME or NAME=WEIGHT with a finite number, got {spec!r}"
         )
     return name.strip(), weight
 
@@ -184,9 +184,9 @@ def make_reward(specs: Sequence[str], device: torch.device | str = "cpu") -> Rew
         elif all(name.partition(":")):
             parts.append((FunctionReward(name, _find_function(name), device), weight))
         else:
-            raise InputError(f"reward {name!r}: expected 'embedded' or 'module:function' of your own")
+            raise InputError(f"--reward: expected `embedded` or module:function of your own, got {name!r}")
     if not parts:
-        raise InputError("reward: expected at least one NAME[=WEIGHT], got none")
+        raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0]
     return WeightedReward(parts)

@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("runs/dataset"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--evaluation", action="store_true", help="the independent one: a transformer")
-    parser.add_argument("--samples", type=int, default=50_000, help="views, three pictures each")
+    parser.add_argument("--samples", type=int, default=100_000, help="views, three pictures each")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, help="0.002, or 0.001 with --evaluation")
     parser.add_argument("--seed", type=int, help="1, or 2 with --evaluation")

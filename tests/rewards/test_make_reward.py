@@ -103,9 +103,9 @@ def test_a_single_weight_scales(images):
     [
         ([], "expected at least one"),
         ([""], "expected 'embedded' or 'module:function'"),
-        (["aesthetics"], "reward 'aesthetics': expected 'embedded'"),
+        (["aesthetics"], "--reward: expected `embedded` or module:function of your own, got 'aesthetics'"),
         (["=2"], "expected 'embedded' or 'module:function'"),
-        (["user_rewards:"], "expected 'embedded' or 'module:function'"),
+        (["user_rewards:"], "expected `embedded` or module:function of your own, got 'user_rewards:'"),
         ([":redness"], "expected 'embedded' or 'module:function'"),
         (["embedded="], "finite number, got weight ''"),
         (["embedded=much"], "finite number, got weight 'much'"),
