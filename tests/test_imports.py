@@ -15,7 +15,7 @@ LEVELS = (
     ("__main__", "training"),
     ("cli",),
     ("arguments", "progress", "generate"),
-    ("run",),
+    ("run", "control"),
     ("info",),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),

@@ -51,6 +51,10 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+def _no_gradient(name: str) -> InputError:
+    return InputError(f"--reward: {name}: has no gradient with respect to the images")
+
+
 class FunctionReward:
     """A function of the user's: images [B, 3, H, W] in [0, 1] and prompts -> scores [B], higher is better.
 
@@ -74,9 +78,8 @@ class FunctionReward:
         except Exception as error:
             raise InputError(f"--reward: {self.name}: raised {_line(error)}") from error
         if not isinstance(scores, Tensor):
-            raise InputError(
-                f"--reward: {self.name}: expected a tensor of {len(images)} scores, got {type(scores).__name__}"
-            )
+            got = type(scores).__name__
+            raise InputError(f"--reward: {self.name}: expected a tensor of {len(images)} scores, got {got}")
         if scores.shape != (len(images),):
             raise InputError(
                 f"--reward: {self.name}: expected scores of shape ({len(images)},), got {tuple(scores.shape)}"
@@ -91,7 +94,7 @@ class FunctionReward:
 
     def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         if not self.differentiable:
-            raise InputError(f"--reward: {self.name}: has no gradient with respect to the images: set --guide-weight 0")
+            raise _no_gradient(self.name)
         with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             scores = self._call(leaf, prompts)
@@ -114,7 +117,7 @@ class WeightedReward:
 
     def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         if not self.differentiable:
-            raise InputError(f"--reward: {self.name}: has no gradient with respect to the images: set --guide-weight 0")
+            raise _no_gradient(self.name)
         scores, gradient = torch.zeros(len(images), device=images.device), torch.zeros_like(images)
         for reward, weight in self.parts:
             if reward.differentiable:
@@ -163,9 +166,7 @@ def _parse(spec: str) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight):
-        raise InputError(
-            f"--reward: expected NAME or NAME=WEIGHT with a finite number, got {spec!r}"
-        )
+        raise InputError(f"--reward: expected NAME or NAME=WEIGHT with a finite number, got {spec!r}")
     return name.strip(), weight
 
 

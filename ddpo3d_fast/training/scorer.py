@@ -5,7 +5,7 @@
     python -m ddpo3d_fast.training.scorer --output benchmarks/judges --evaluation
 
 The first is the reward that runs optimise: a convolutional tower. The second judges what they made, and
-nothing optimises it: another seed, and another architecture, a patch transformer. Both learn from pairs
+nothing optimises it: another seed, and another architecture, a small transformer. Both learn from pairs
 alone, by the logistic loss of Bradley and Terry, -log sigmoid(better - worse): of the same picture, more and
 less degraded, and of different pictures, clean and degraded. Then they are scaled so that held-out clean
 renders average 1 and fully degraded ones 0.
@@ -29,7 +29,9 @@ from ddpo3d_fast.training.degrade import KINDS, degrade, single
 from ddpo3d_fast.training.views import Views, ViewSource, composite, load_sources
 
 WIDTHS, DEPTHS = (32, 64, 128), (2, 2, 3)  # of the convolutional tower, by level
-TRANSFORMER = {"width": 128, "layers": 3, "heads": 4}
+# The evaluation scorer's: channels, kernel and stride of each convolution of the stem, then the transformer.
+STEM = ((32, 5, 2), (64, 3, 2), (64, 3, 1), (128, 3, 2))
+LAYERS, HEADS = 2, 4
 SHARES = {"clipped": 3.0, "washed": 2.0, "swollen": 1.5, "spotted": 1.5}  # in training; the hard ones; else 1
 REPORT_VIEWS = 640  # held-out views in calibration and in the last report
 REPORT_EVERY = 300  # steps
@@ -54,26 +56,34 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
-class PatchTransformer(nn.Module):
-    """Pictures [B, 3, 64, 64] in [0, 1] -> scores [B]: overlapping patches, 64 tokens, their mean, a head."""
+class StemTransformer(nn.Module):
+    """Pictures [B, 3, 64, 64] in [0, 1] -> scores [B]: a convolutional stem to 64 tokens, a transformer."""
 
-    def __init__(self, width: int, layers: int, heads: int) -> None:
+    def __init__(self, stem: tuple[tuple[int, int, int], ...], layers: int, heads: int) -> None:
         super().__init__()
-        self.patches = nn.Sequential(nn.Conv2d(3, 32, 5, 2, 2), nn.GELU(), nn.Conv2d(32, width, 6, 4, 1))
+        convolutions: list[nn.Module] = []
+        inside = 3
+        for channels, kernel, stride in stem:
+            convolutions += [nn.Conv2d(inside, channels, kernel, stride, kernel // 2, bias=False)]
+            convolutions += [nn.BatchNorm2d(channels), nn.GELU()]
+            inside = channels
+        self.stem, width = nn.Sequential(*convolutions[:-1]), inside
         self.position = nn.Parameter(0.02 * torch.randn(1, 64, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        tokens = self.patches(pictures * 2 - 1).flatten(2).transpose(1, 2) + self.position
+        tokens = self.stem(pictures * 2 - 1).flatten(2).transpose(1, 2) + self.position
         return self.head(self.norm(self.blocks(tokens)).mean(1))[:, 0]
 
 
-def load_evaluation_scorer(folder: Path | str) -> PatchTransformer:
+def load_evaluation_scorer(folder: Path | str) -> StemTransformer:
     """The evaluation scorer of a folder (scorer.json, scorer.safetensors), its weights without gradients."""
     folder = Path(folder)
-    model = PatchTransformer(**json.loads((folder / "scorer.json").read_text())["transformer"])
-    model.load_state_dict({name: w.float() for name, w in load_file(folder / "scorer.safetensors").items()})
+    config = json.loads((folder / "scorer.json").read_text())
+    model = StemTransformer(config["stem"], config["layers"], config["heads"])
+    weights = load_file(folder / "scorer.safetensors")
+    model.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     return model.eval().requires_grad_(False)
 
 
@@ -120,7 +130,7 @@ def held_out_views(source: ViewSource, count: int) -> Views:
     return source.draw(count, torch.linspace(0, len(source) - 1, count).long())
 
 
-def calibrate(model: ScorerNetwork | PatchTransformer, views: Views, seed: int) -> None:
+def calibrate(model: ScorerNetwork | StemTransformer, views: Views, seed: int) -> None:
     """Scales the head: the clean views average 1, the same ones fully degraded, over all kinds, 0."""
     clean = scores_of(model, composite(views.layers, views.backgrounds)).mean()
     full = torch.ones(len(views.layers))
@@ -165,7 +175,9 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
     torch.manual_seed(seed)
     source, held_out = load_sources(dataset, seed)
     views_out = held_out_views(held_out, REPORT_VIEWS)
-    model = PatchTransformer(**TRANSFORMER) if evaluation else ScorerNetwork(WIDTHS, DEPTHS, normalize=True)
+    model = (
+        StemTransformer(STEM, LAYERS, HEADS) if evaluation else ScorerNetwork(WIDTHS, DEPTHS, normalize=True)
+    )
     count = sum(p.numel() for p in model.parameters())
     print(f"{len(source)} views, {len(held_out)} held out, {count / 1e6:.2f} M parameters", flush=True)
     steps = max(1, samples // batch)
@@ -196,7 +208,7 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
         if step % REPORT_EVERY == 0:
             report(model.eval(), held_out_views(held_out, REPORT_VIEWS // 4), seed + 100)
             model.train()
-    shipped = model.eval() if isinstance(model, PatchTransformer) else fold(model)
+    shipped = model.eval() if isinstance(model, StemTransformer) else fold(model)
     calibrate(shipped, views_out, seed + 200)
     report(shipped, views_out, seed + 100)
     return shipped
@@ -205,9 +217,12 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
 def save(model: nn.Module, folder: Path) -> None:
     """Writes fp16 weights and config: model.safetensors, or scorer.safetensors of the evaluation one."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
-    evaluation = isinstance(model, PatchTransformer)
-    config = {"transformer": TRANSFORMER} if evaluation else {"widths": WIDTHS, "depths": DEPTHS}
+    weights = model.state_dict().items()
+    half = {name: w.half().contiguous() if w.is_floating_point() else w for name, w in weights}
+    evaluation = isinstance(model, StemTransformer)
+    config: dict[str, object] = {"widths": WIDTHS, "depths": DEPTHS}
+    if evaluation:
+        config = {"stem": STEM, "layers": LAYERS, "heads": HEADS}
     names = ("scorer.json", "scorer.safetensors") if evaluation else ("config.json", "model.safetensors")
     (folder / names[0]).write_text(json.dumps(config, indent=2) + "\n")
     save_file(half, folder / names[1])
@@ -222,10 +237,10 @@ def main() -> None:
     parser.add_argument("--evaluation", action="store_true", help="the independent one: a transformer")
     parser.add_argument("--samples", type=int, default=100_000, help="views, three pictures each")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, help="0.002, or 0.001 with --evaluation")
+    parser.add_argument("--learning-rate", type=float, help="0.002, or 0.0015 with --evaluation")
     parser.add_argument("--seed", type=int, help="1, or 2 with --evaluation")
     a = parser.parse_args()
-    peak = a.learning_rate or (1e-3 if a.evaluation else 2e-3)
+    peak = a.learning_rate or (1.5e-3 if a.evaluation else 2e-3)
     seed = a.seed if a.seed is not None else (2 if a.evaluation else 1)
     save(train(a.dataset, a.evaluation, a.samples, a.batch, peak, seed), a.output)
 

@@ -102,16 +102,19 @@ def test_a_single_weight_scales(images):
     ("specs", "message"),
     [
         ([], "expected at least one"),
-        ([""], "expected 'embedded' or 'module:function'"),
+        ([""], "expected `embedded` or module:function of your own, got ''"),
         (["aesthetics"], "--reward: expected `embedded` or module:function of your own, got 'aesthetics'"),
-        (["=2"], "expected 'embedded' or 'module:function'"),
+        (["=2"], "expected `embedded` or module:function of your own, got ''"),
         (["user_rewards:"], "expected `embedded` or module:function of your own, got 'user_rewards:'"),
-        ([":redness"], "expected 'embedded' or 'module:function'"),
-        (["embedded="], "finite number, got weight ''"),
-        (["embedded=much"], "finite number, got weight 'much'"),
-        (["embedded=nan"], "finite number, got weight 'nan'"),
-        (["embedded=inf"], "finite number, got weight 'inf'"),
-        (["embedded=1=2"], "finite number, got weight '1=2'"),
+        ([":redness"], "expected `embedded` or module:function of your own, got ':redness'"),
+        (["embedded="], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded='"),
+        (
+            ["embedded=much"],
+            "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=much'",
+        ),
+        (["embedded=nan"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=nan'"),
+        (["embedded=inf"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=inf'"),
+        (["embedded=1=2"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=1=2'"),
         (["embedded", "no_such_module:f"], "no module 'no_such_module'"),
         (["user_rewards:nothing"], "has no function 'nothing'"),
         (["user_rewards:NUMBER"], "has no function 'NUMBER'"),
@@ -127,6 +130,7 @@ def test_a_single_weight_scales(images):
 def test_a_mistake_is_one_clear_line(specs, message):
     with pytest.raises(InputError, match=message) as caught:
         make_reward(specs)
+    assert str(caught.value).startswith("--reward: ")
     assert "\n" not in str(caught.value)
 
 

@@ -52,13 +52,14 @@ def test_an_empty_or_invisible_scene_is_all_outside():
 
 
 def test_relocation_moves_what_is_outside_onto_what_is_inside(ball):
-    both = scene(torch.cat([ball, torch.full((20, 3), 0.6)]))
-    both.logit_opacities[-20:] = -1.0
+    corners = torch.tensor([[x, y, z] for x in (-0.6, 0.6) for y in (-0.6, 0.6) for z in (-0.6, 0.6)])
+    both = scene(torch.cat([ball, corners]))
+    both.logit_opacities[-8:] = -2.0
     outside = outside_hull(both)
-    assert outside[-20:].all()
+    assert outside[-8:].all()
     moved = relocate(both, torch.Generator().manual_seed(0), 0.02, also_dead=outside)
     assert moved == int(outside.sum())
-    assert (both.means[-20:].norm(dim=1) < 0.7).all()
+    assert (both.means[-8:].norm(dim=1) < 0.7).all()
     assert outside_hull(both).double().mean() < 0.02
 
 
