@@ -92,20 +92,20 @@ def test_color_view_and_negative_prompt_change_the_conditions(prior):
 
 
 def test_the_clean_guess_at_low_noise_is_the_picture(prior):
-    """A trained prior denoises: at 10 % of the timesteps it is far nearer to the picture than its input."""
+    """A trained prior denoises: at 30 % of the timesteps it is far nearer to the picture than its input."""
     from ddpo3d_fast.training.objects import material_colors, mean_object
     from ddpo3d_fast.training.render import Field, colorize, render_materials
 
     masks = render_materials(Field(mean_object("mushroom")), 0.3, 0.2)[None]
     picture = colorize(masks, torch.from_numpy(material_colors("mushroom", "red"))[None], torch.ones(1, 3))
     latents = prior.codec.encode(picture)
-    abar = prior.alphas_cumprod[100]
+    abar = prior.alphas_cumprod[300]
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * torch.randn(
         latents.shape, generator=torch.Generator().manual_seed(0)
     )
     conditions = prior.conditions(prior.prompt("a red mushroom"), torch.tensor([[0.3, 0.2, 1.0]]))
-    cond, _ = prior.predict(noisy, torch.tensor([100]), conditions)
-    assert (cond - latents).square().mean() < 0.1 * (noisy / abar.sqrt() - latents).square().mean()
+    cond, _ = prior.predict(noisy, torch.tensor([300]), conditions)
+    assert (cond - latents).square().mean() < 0.05 * (noisy / abar.sqrt() - latents).square().mean()
 
 
 def test_weights_are_fp16_under_20_mb_each():
