@@ -92,7 +92,7 @@ def main() -> None:
     for color, name in PROMPTS[: arguments.prompts]:
         truth = true_coverage(name)
         for seed in arguments.seeds:
-            prompt = f"a {color} {name}"
+            prompt = f"{'an' if color[0] in 'aeiou' else 'a'} {color} {name}"
             config = tyro.cli(
                 Config, args=["--prompt", prompt, *flags], default=preset(arguments.preset, prompt)
             )

@@ -28,13 +28,14 @@ def scorers():
     return {"embedded": EmbeddedScorer().network, "evaluation": load_evaluation_scorer(JUDGES)}
 
 
-@pytest.mark.parametrize("name", ["embedded", "evaluation"])
-def test_clean_ranks_above_degraded_and_less_above_more(source, scorers, name):
+@pytest.mark.parametrize(("name", "finer"), [("embedded", 0.95), ("evaluation", 0.9)])
+def test_clean_ranks_above_degraded_and_less_above_more(source, scorers, name, finer):
+    """`finer`: two severities of one picture, and clean above degraded across pictures of different objects."""
     table = pair_accuracy(scorers[name], source.draw(48, torch.arange(48)), seed=11)
     same, graded, across = torch.tensor(list(table.values())).mean(0).tolist()
     assert same >= 0.95
-    assert graded >= 0.95
-    assert across >= 0.95
+    assert graded >= finer
+    assert across >= finer
     assert set(table) == set(KINDS)
 
 
