@@ -30,7 +30,7 @@ def scorers():
 
 @pytest.mark.parametrize(("name", "finer"), [("embedded", 0.95), ("evaluation", 0.9)])
 def test_clean_ranks_above_degraded_and_less_above_more(source, scorers, name, finer):
-    """`finer`: two severities of one picture, and clean above degraded across pictures of different objects."""
+    """`finer`: two severities of one picture, and clean above degraded across different objects."""
     table = pair_accuracy(scorers[name], source.draw(48, torch.arange(48)), seed=11)
     same, graded, across = torch.tensor(list(table.values())).mean(0).tolist()
     assert same >= 0.95
