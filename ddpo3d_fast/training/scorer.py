@@ -2,7 +2,7 @@
 
     python -m ddpo3d_fast.training.dataset --output runs/dataset
     python -m ddpo3d_fast.training.scorer --output ddpo3d_fast/models/embedded/scorer
-    python -m ddpo3d_fast.training.scorer --output benchmarks/judges --evaluation
+    python -m ddpo3d_fast.training.scorer --output benchmarks/judges --evaluation --samples 70000
 
 The first is the reward that runs optimise: a convolutional tower. The second judges what they made, and
 nothing optimises it: another seed, and another architecture, a small transformer. Both learn from pairs
