@@ -132,6 +132,15 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
     assert len(set(assets.values())) == 3
 
 
+def test_haze_outside_the_silhouettes_is_moved_from_the_asked_fraction_on(tmp_path):
+    assets = []
+    for carve_from in (0.0, 1.0):
+        config = small(tmp_path / str(carve_from), steps=3, carve_from=carve_from)
+        run(config)
+        assets.append((config.output / "asset.ply").read_bytes())
+    assert assets[0] != assets[1]
+
+
 def test_a_reward_without_a_gradient_turns_the_guide_off(tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text(
         "def brightness(images, prompts):\n    return images.detach().mean((1, 2, 3))\n"
