@@ -6,7 +6,7 @@
 // threads.
 #include <algorithm>
 
-#include "gaussian_view.h"
+#include "maths/view.h"
 #include "parallel.h"
 #include "rasterizer_state.h"
 
@@ -39,38 +39,6 @@ struct CameraGradient {
   Mat3<double> v_rotation;
   Vec3<double> v_translation;
 };
-
-// VJP of the view-dependent colour: adds to v_colors (double, 3 a coefficient) and to what the direction
-// depends on.
-void color_vjp(const RasterizeParams &params, const Camera<double> &camera, const Vec3<double> &mean,
-               int64_t n, const float *color, const Vec3<double> &v_color, double *v_colors,
-               Vec3<double> &v_mean, CameraGradient &v_camera) {
-  double v[3] = {v_color.x, v_color.y, v_color.z};
-  if (params.sh_degree < 0) {
-    for (int c = 0; c < 3; ++c)
-      v_colors[c] += v[c];
-    return;
-  }
-  double basis[16], v_basis[16], inverse_norm;
-  const Vec3<double> direction = normalized(mean - camera_position(camera), inverse_norm);
-  sh_basis(params.sh_degree, direction, basis);
-  const float *values = params.colors + params.color_stride * n;
-  for (int c = 0; c < 3; ++c)
-    v[c] = color[c] > 0 ? v[c] : 0; // clamped at zero
-  for (int k = 0; k < sh_count(params.sh_degree); ++k) {
-    v_basis[k] = 0;
-    for (int c = 0; c < 3; ++c) {
-      v_colors[3 * k + c] += basis[k] * v[c];
-      v_basis[k] += values[3 * k + c] * v[c];
-    }
-  }
-  const Vec3<double> v_offset =
-      normalized_vjp(direction, inverse_norm, sh_basis_vjp(params.sh_degree, direction, v_basis));
-  v_mean = v_mean + v_offset;
-  // The offset is mean + Rᵀ t.
-  add_outer(v_camera.v_rotation, camera.translation, v_offset);
-  v_camera.v_translation = v_camera.v_translation + multiply(camera.rotation, v_offset);
-}
 
 template <int count> void store(float *target, int64_t n, const double (&values)[count]) {
   if (target)
@@ -117,7 +85,14 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
         v_mean = v_mean + p.v_mean;
         for (int i = 0; i < 3; ++i)
           v_root.row[i] = v_root.row[i] + p.v_root.row[i];
-        color_vjp(params, cameras[c], shape.mean, n, g.color, sum.color, v_colors, v_mean, v_camera);
+        const Vec3<double> v_offset =
+            view_color_vjp(params.sh_degree, params.colors + params.color_stride * n,
+                           shape.mean - camera_position(cameras[c]), g.color, sum.color,
+                           [&](int i, double v_value) { v_colors[i] += v_value; });
+        v_mean = v_mean + v_offset;
+        // The offset is mean + Rᵀ t.
+        add_outer(v_camera.v_rotation, cameras[c].translation, v_offset);
+        v_camera.v_translation = v_camera.v_translation + multiply(cameras[c].rotation, v_offset);
         store(gradients.means2d, c * N + n, {v.v_mean.x, v.v_mean.y});
         if (gradients.viewmats) {
           CameraGradient &total = v_cameras[piece * C + c];
@@ -139,7 +114,7 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
       store(gradients.scales, n, {v_scale.x, v_scale.y, v_scale.z});
       store(gradients.opacities, n, {v_opacity});
       if (gradients.colors) {
-        const int64_t used = params.sh_degree < 0 ? 3 : 3 * sh_count(params.sh_degree);
+        const int64_t used = colors_used(params);
         for (int64_t i = 0; i < params.color_stride; ++i)
           gradients.colors[params.color_stride * n + i] = i < used ? float(v_colors[i]) : 0.0f;
       }

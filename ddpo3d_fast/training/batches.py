@@ -33,6 +33,9 @@ class Batches:
         self.palette = torch.tensor([COLORS[c] for c in COLOR_NAMES], device=device)
         self.defaults = torch.stack([torch.from_numpy(material_colors(c)) for c in CLASS_NAMES]).to(device)
         self.has_second = torch.tensor([bool(CLASSES[c].details) for c in CLASS_NAMES], device=device)
+        # Every view word equally often: overhead views are few, and the hardest to learn.
+        counts = torch.bincount(self.views, minlength=len(VIEW_WORDS)).clamp_min(1)
+        self.weights = (1.0 / counts)[self.views]
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -45,10 +48,10 @@ class Batches:
     def draw(self, count: int, drop_caption: float = 0.1) -> Batch:
         """A batch: 85 % name a colour, 20 % of objects with a second material name its colour too.
 
-        The view word is left out 20 % of the time, the camera 40 %, and everything with probability
+        Every view word is as likely as the others; the word is left out 20 % of the time, the camera 40 %, and everything with probability
         `drop_caption`.
         """
-        picked = self._indices(count, len(self.masks))
+        picked = torch.multinomial(self.weights, count, replacement=True, generator=self.generator)
         thing, colors = self.classes[picked], len(COLOR_NAMES)
         palette = self.defaults[thing].clone()
         first, second = (self._indices(count, colors) for _ in range(2))

@@ -64,7 +64,19 @@ def test_a_header_stands_alone_on_the_host(header: str, tmp_path: Path) -> None:
         pytest.skip("no C++ compiler")
     source = tmp_path / "alone.cpp"
     source.write_text(f'#include "{header}"\n#include "{header}"\nint main() {{ return 0; }}\n')
-    compile_one([compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{CSRC}"], source)
+    compile_one(
+        [
+            compiler,
+            "-std=c++17",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fsyntax-only",
+            f"-I{CSRC}",
+            f"-I{CSRC}/include",
+        ],
+        source,
+    )
 
 
 def test_every_maths_header_compiles_for_the_device(tmp_path: Path) -> None:
@@ -73,4 +85,16 @@ def test_every_maths_header_compiles_for_the_device(tmp_path: Path) -> None:
         pytest.skip("no nvcc")
     source = tmp_path / "device.cu"
     source.write_text("".join(f'#include "maths/{header}"\n' for header in HEADERS) + RASTERIZER_KERNEL)
-    compile_one([nvcc, "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-c", f"-I{CSRC}"], source)
+    compile_one(
+        [
+            nvcc,
+            "-std=c++17",
+            "-arch=sm_90",
+            "-Werror",
+            "all-warnings",
+            "-c",
+            f"-I{CSRC}",
+            f"-I{CSRC}/include",
+        ],
+        source,
+    )

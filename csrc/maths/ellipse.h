@@ -1,0 +1,73 @@
+// Which pixels an ellipse on the image may touch: the rows, and the columns of a strip of rows.
+//
+// Decisions that two passes must take alike (count the tiles, then fill them), so both backends compile this
+// without contracting multiplications and additions on their own.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "blend.h"
+
+namespace ddpo3d_fast {
+
+// First and last index; empty if first > last.
+struct Range {
+  int32_t first, last;
+};
+
+DDPO3D_HD bool is_empty(const Range &range) { return range.first > range.last; }
+
+// The indices whose centre, index + ½, lies in [low, high] and in the image.
+DDPO3D_HD Range centers_within(double low, double high, int32_t count) {
+  const double from = low - 0.5 > 0.0 ? low - 0.5 : 0.0;
+  const double to = high - 0.5 < count - 1.0 ? high - 0.5 : count - 1.0;
+  if (!(from <= to))
+    return {0, -1};
+  const int32_t below = int32_t(from); // neither is negative: the cast rounds down
+  return {below + (from > below), int32_t(to)};
+}
+
+// The ellipse dᵀΣ⁻¹d <= reach around (x, y), d = (dx, dy).
+struct Ellipse {
+  double x, y;
+  double reach;
+  double slope;      // of the line through the middles of its horizontal chords: dx a dy
+  double half_width; // of the chord at dy = 0, divided by √reach
+  double inverse_yy; // chords shorten as √(reach - dy² inverse_yy)
+  double y_of_right; // dy of its rightmost point
+  double reach_y;    // half its height
+};
+
+DDPO3D_HD Ellipse ellipse(double x, double y, const Footprint<double> &f) {
+  Ellipse e;
+  e.x = x;
+  e.y = y;
+  e.reach = f.reach;
+  e.slope = f.xy / f.yy;
+  e.half_width = std::sqrt(f.dilated_det / f.yy);
+  e.inverse_yy = 1.0 / f.yy;
+  e.y_of_right = f.xy * std::sqrt(f.reach / f.xx);
+  e.reach_y = std::sqrt(f.reach * f.yy);
+  return e;
+}
+
+DDPO3D_HD Range rows_of(const Ellipse &e, int32_t height) {
+  return centers_within(e.y - e.reach_y, e.y + e.reach_y, height);
+}
+
+DDPO3D_HD double chord_end(const Ellipse &e, double dy, double low, double high, double side) {
+  dy = dy < low ? low : dy > high ? high : dy;
+  const double rest = e.reach - dy * dy * e.inverse_yy;
+  return e.x + e.slope * dy + side * e.half_width * std::sqrt(rest > 0.0 ? rest : 0.0);
+}
+
+// The columns that the ellipse touches in rows top..bottom: a strip sees it between two abscissas, the
+// extremes if they lie in the strip, else those at the strip's edge nearest to them.
+DDPO3D_HD Range columns_of(const Ellipse &e, int32_t top, int32_t bottom, int32_t width) {
+  const double low = top + 0.5 - e.y, high = bottom + 0.5 - e.y;
+  return centers_within(chord_end(e, -e.y_of_right, low, high, -1.0),
+                        chord_end(e, e.y_of_right, low, high, 1.0), width);
+}
+
+} // namespace ddpo3d_fast

@@ -1,0 +1,144 @@
+// One Gaussian before one camera, in double precision: what the projection and its backward pass both need.
+// It costs little beside blending, and the images and gradients then differ from the exact ones by the
+// rounding of blending alone.
+#pragma once
+
+#include <cmath>
+
+#include "blend.h"
+#include "camera.h"
+#include "ddpo3d_fast/rasterizer.h"
+#include "gaussian.h"
+#include "sh.h"
+
+namespace ddpo3d_fast {
+
+template <class T> DDPO3D_HD bool is_finite(T value) { return value - value == T(0); }
+
+DDPO3D_HD Camera<double> load_camera(const RasterizeParams &params, int64_t camera) {
+  const float *v = params.viewmats + 16 * camera, *k = params.intrinsics + 9 * camera;
+  return {{{{v[0], v[1], v[2]}, {v[4], v[5], v[6]}, {v[8], v[9], v[10]}}},
+          {v[3], v[7], v[11]},
+          k[0],
+          k[4],
+          k[2],
+          k[5],
+          double(params.width),
+          double(params.height)};
+}
+
+DDPO3D_HD Vec3<double> load_mean(const RasterizeParams &params, int64_t n) {
+  const float *m = params.means + 3 * n;
+  return {m[0], m[1], m[2]};
+}
+
+struct GaussianShape {
+  Vec3<double> mean, scale;
+  Quat<double> quat; // unit
+  double inverse_norm;
+  Mat3<double> rotation, root;
+};
+
+DDPO3D_HD GaussianShape load_shape(const RasterizeParams &params, int64_t n) {
+  GaussianShape out;
+  const float *q = params.quats + 4 * n, *s = params.scales + 3 * n;
+  out.mean = load_mean(params, n);
+  out.scale = {s[0], s[1], s[2]};
+  out.quat = normalized(Quat<double>{q[0], q[1], q[2], q[3]}, out.inverse_norm);
+  out.rotation = rotation_matrix(out.quat);
+  out.root = covariance_root(out.rotation, out.scale);
+  return out;
+}
+
+DDPO3D_HD bool all_finite(const float *values, int64_t count) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i)
+    finite = finite && is_finite(values[i]);
+  return finite;
+}
+
+// Floats of a Gaussian's colours that are read.
+DDPO3D_HD int64_t colors_used(const RasterizeParams &params) {
+  return params.sh_degree < 0 ? 3 : 3 * sh_count(params.sh_degree);
+}
+
+// Whether Gaussian n can be drawn at all: its numbers are finite, its quaternion is not zero.
+DDPO3D_HD bool is_usable(const RasterizeParams &params, int64_t n) {
+  const float *q = params.quats + 4 * n;
+  return all_finite(params.means + 3 * n, 3) && all_finite(q, 4) && all_finite(params.scales + 3 * n, 3) &&
+         is_finite(params.opacities[n]) &&
+         all_finite(params.colors + params.color_stride * n, colors_used(params)) &&
+         (q[0] != 0 || q[1] != 0 || q[2] != 0 || q[3] != 0);
+}
+
+struct ViewedGaussian {
+  Projection<double> projection;
+  Footprint<double> footprint;
+};
+
+DDPO3D_HD ViewedGaussian view_gaussian(const RasterizeParams &params, const Camera<double> &camera,
+                                       const GaussianShape &shape, int64_t n) {
+  ViewedGaussian out;
+  out.projection = project(camera, shape.mean, shape.root);
+  const Projection<double> &p = out.projection;
+  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, double(params.opacities[n]), params.antialiased);
+  return out;
+}
+
+// Whether the footprint at (x, y) can be drawn: above the cut somewhere, and without an overflow.
+DDPO3D_HD bool is_drawable(const Footprint<double> &f, double x, double y) {
+  return f.reach > 0 && is_finite(x) && is_finite(y) && is_finite(f.dilated_det) && is_finite(f.xx) &&
+         is_finite(f.yy);
+}
+
+DDPO3D_HD int32_t screen_radius(const Footprint<double> &f) {
+  const double radius = std::ceil(std::sqrt(f.reach * (f.xx > f.yy ? f.xx : f.yy)));
+  return int32_t(radius < 1073741824.0 ? radius : 1073741824.0);
+}
+
+// The colour that a camera sees: plain, or spherical harmonics in the direction of `offset` (mean minus
+// camera position), clamped at zero.
+template <class T>
+DDPO3D_HD void view_color(int sh_degree, const float *values, const Vec3<T> &offset, float *color) {
+  if (sh_degree < 0) {
+    for (int c = 0; c < 3; ++c)
+      color[c] = values[c];
+    return;
+  }
+  T basis[16], inverse_norm;
+  sh_basis(sh_degree, normalized(offset, inverse_norm), basis);
+  for (int c = 0; c < 3; ++c) {
+    T sum = T(0.5);
+    for (int k = 0; k < sh_count(sh_degree); ++k)
+      sum += basis[k] * values[3 * k + c];
+    color[c] = sum > T(0) ? float(sum) : 0.0f;
+  }
+}
+
+// VJP of view_color: calls add(index, gradient) for every float of the colours that is read, and returns the
+// offset's gradient. `color` is what view_color gave.
+template <class T, class Add>
+DDPO3D_HD Vec3<T> view_color_vjp(int sh_degree, const float *values, const Vec3<T> &offset,
+                                 const float *color, const Vec3<T> &v_color, const Add &add) {
+  if (sh_degree < 0) {
+    add(0, v_color.x);
+    add(1, v_color.y);
+    add(2, v_color.z);
+    return {T(0), T(0), T(0)};
+  }
+  T basis[16], v_basis[16], inverse_norm;
+  const Vec3<T> direction = normalized(offset, inverse_norm);
+  sh_basis(sh_degree, direction, basis);
+  const T v[3] = {color[0] > 0 ? v_color.x : T(0), color[1] > 0 ? v_color.y : T(0),
+                  color[2] > 0 ? v_color.z : T(0)}; // clamped at zero
+  for (int k = 0; k < sh_count(sh_degree); ++k) {
+    v_basis[k] = T(0);
+    for (int c = 0; c < 3; ++c) {
+      add(3 * k + c, basis[k] * v[c]);
+      v_basis[k] += values[3 * k + c] * v[c];
+    }
+  }
+  return normalized_vjp(direction, inverse_norm, sh_basis_vjp(sh_degree, direction, v_basis));
+}
+
+} // namespace ddpo3d_fast
