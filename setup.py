@@ -1,7 +1,7 @@
 """Builds the extension ddpo3d_fast._C with CMake and ninja; all else about the package is in pyproject.toml.
 
 Environment: DDPO3D_CUDA=0 leaves the CUDA backend out, 1 demands it; CXX and CUDACXX name the compilers;
-DDPO3D_CUDA_ARCHS the CUDA targets ("80-real;90-real;120"); MAX_JOBS the number of compilers at a time.
+DDPO3D_CUDA_ARCHS the CUDA targets ("80-real;90;120-real"); MAX_JOBS the number of compilers at a time.
 """
 
 import os

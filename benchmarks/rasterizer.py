@@ -11,24 +11,21 @@ vector instructions of one of them, two a cycle, no lane idle, at the clock that
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import os
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tiled_reference
 import torch
+from timing import timed
 from torch import Tensor
 
 from ddpo3d_fast import kernels
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiled_reference
+from ddpo3d_fast.files import write_text
+from ddpo3d_fast.info import machine
 
 COUNTS, SIDES = (2_000, 10_000, 50_000), (64, 128, 256, 512)
 LANES = {"scalar": 4, "avx2": 8, "avx512": 16}
@@ -59,19 +56,13 @@ def ball_scene(count: int, side: int) -> dict[str, Any]:
     }
 
 
-def milliseconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return 1e3 * (time.perf_counter() - start), result
-
-
 def run_reference(scene: dict[str, Any], weight: Tensor) -> tuple[float, float, int]:
     """Forward and backward ms of one run of the torch reference, and the contributions."""
     leaves = {
         k: v.clone().requires_grad_(k in GRADIENTS) if isinstance(v, Tensor) else v for k, v in scene.items()
     }
-    forward, (image, contributions) = milliseconds(lambda: tiled_reference.rasterize(**leaves))
-    backward, _ = milliseconds(lambda: torch.autograd.grad(image, [leaves[k] for k in GRADIENTS], weight[0]))
+    forward, (image, contributions) = timed(lambda: tiled_reference.rasterize(**leaves))
+    backward, _ = timed(lambda: torch.autograd.grad(image, [leaves[k] for k in GRADIENTS], weight[0]))
     return forward, backward, contributions
 
 
@@ -83,8 +74,8 @@ def measure(count: int, side: int, repeats: int, reference_repeats: int) -> dict
     }
     contributions = 0
     for repeat in range(repeats):
-        forward, (_, state) = milliseconds(lambda: kernels.rasterize_forward(**scene))
-        backward, _ = milliseconds(lambda state=state: kernels.rasterize_backward(state, weight))
+        forward, (_, state) = timed(lambda: kernels.rasterize_forward(**scene))
+        backward, _ = timed(functools.partial(kernels.rasterize_backward, state, weight))
         times["forward"].append(forward)
         times["backward"].append(backward)
         if repeat % max(1, repeats // reference_repeats) == 0:
@@ -114,23 +105,6 @@ def clock_hertz() -> float | None:
         return None
     clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     return 1e6 * statistics.median(clocks) if clocks else None
-
-
-def machine() -> dict[str, Any]:
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        models = [
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0].split(":")[1].strip() if models else name
-    load = os.getloadavg()[0]
-    return {
-        "processor": name,
-        "cores": os.cpu_count(),
-        "load": load,
-        "torch": torch.__version__,
-        **kernels.build_info(),
-    }
 
 
 HEADER = (
@@ -168,8 +142,8 @@ def main() -> None:
         kernels.set_num_threads(options.threads)
     torch.set_num_threads(kernels.get_num_threads())
 
-    facts = machine()
-    print("  ".join(f"{key}: {value}" for key, value in facts.items()))
+    facts = {"machine": machine(), "threads": kernels.get_num_threads(), "torch": torch.__version__}
+    print(f"{facts['machine']}, threads {facts['threads']}, torch {facts['torch']}")
     print(HEADER)
     rows = []
     for count in COUNTS[:2] if options.quick else COUNTS:
@@ -179,9 +153,7 @@ def main() -> None:
             rows.append(measure(count, side, repeats, reference_repeats))
             print(table_row(rows[-1]), flush=True)
     if options.json:
-        partial = options.json.with_name(options.json.name + ".part")
-        partial.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
-        partial.replace(options.json)
+        write_text(options.json, json.dumps(facts | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

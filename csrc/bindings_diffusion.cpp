@@ -1,6 +1,6 @@
 // pybind11 bindings of the diffusion arithmetic and Adam: addresses and sizes in, nothing else.
 // Shapes, types and devices have been checked in ddpo3d_fast/kernels; an address of 0 is an absent array.
-#include <pybind11/pybind11.h>
+#include "bindings_diffusion.h"
 
 #include "ddpo3d_fast/adam.h"
 #include "ddpo3d_fast/diffusion.h"
@@ -11,12 +11,9 @@ namespace py = pybind11;
 namespace {
 
 using Address = uintptr_t;
+using ddpo3d_fast::input;
 
-float *floats(Address address) { return reinterpret_cast<float *>(address); }
-
-ddpo3d_fast::Input input(Address address, int type) {
-  return {reinterpret_cast<const void *>(address), ddpo3d_fast::DataType(type)};
-}
+float *floats(Address address) { return ddpo3d_fast::pointer<float>(address); }
 
 } // namespace
 
@@ -48,24 +45,7 @@ void bind_diffusion(py::module_ &module) {
       py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
       py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("stream"), release());
 
-  py::class_<ddpo3d_fast::Prediction>(module, "Prediction")
-      .def(py::init([](Address noisy, int noisy_type, Address conditional, int conditional_type,
-                       Address unconditional, int unconditional_type, Address alphas_cumprod,
-                       float guidance_scale, int type, bool clip, float clip_low, float clip_high) {
-             return ddpo3d_fast::Prediction{input(noisy, noisy_type),
-                                            input(conditional, conditional_type),
-                                            input(unconditional, unconditional_type),
-                                            floats(alphas_cumprod),
-                                            guidance_scale,
-                                            type,
-                                            clip,
-                                            clip_low,
-                                            clip_high};
-           }),
-           py::arg("noisy"), py::arg("noisy_type"), py::arg("conditional"), py::arg("conditional_type"),
-           py::arg("unconditional"), py::arg("unconditional_type"), py::arg("alphas_cumprod"),
-           py::arg("guidance_scale"), py::arg("type"), py::arg("clip"), py::arg("clip_low"),
-           py::arg("clip_high"));
+  ddpo3d_fast::bind_prediction(module);
 
   module.def(
       "denoise_action",

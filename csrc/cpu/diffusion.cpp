@@ -250,8 +250,7 @@ void denoise_action(const DenoiseActionParams &params) {
     double sum = 0.0;
     for (int64_t block = 0; block < blocks; ++block)
       sum += squares[item * blocks + block];
-    params.log_prob[item] =
-        step.sigma > 0.f ? float(-0.5 * sum - double(params.dims) * step.log_normalizer) : 0.f;
+    params.log_prob[item] = ddim_log_prob(step, sum, params.dims);
   }
 }
 

@@ -7,44 +7,6 @@
 #include "rasterizer_state.h"
 
 namespace ddpo3d_fast {
-namespace {
-
-// Appends the tiles that the ellipse touches, with the blocks it touches in each.
-void add_hits(const Ellipse &e, int64_t tiles_x, int32_t width, int32_t height, std::vector<TileHit> &hits) {
-  const Range rows = rows_of(e, height);
-  if (is_empty(rows))
-    return;
-  for (int32_t tile_y = rows.first / kTile; tile_y <= rows.last / kTile; ++tile_y) {
-    Range blocks[kBlocksPerSide];
-    int32_t first = INT32_MAX, last = -1;
-    for (int strip = 0; strip < kBlocksPerSide; ++strip) {
-      const int32_t top = std::max(rows.first, tile_y * kTile + strip * kBlock);
-      const int32_t bottom = std::min(rows.last, tile_y * kTile + strip * kBlock + kBlock - 1);
-      blocks[strip] = {0, -1};
-      if (top > bottom)
-        continue;
-      const Range columns = columns_of(e, top, bottom, width);
-      if (is_empty(columns))
-        continue;
-      blocks[strip] = {columns.first / kBlock, columns.last / kBlock};
-      first = std::min(first, blocks[strip].first / kBlocksPerSide);
-      last = std::max(last, blocks[strip].last / kBlocksPerSide);
-    }
-    for (int32_t tile_x = first; tile_x <= last; ++tile_x) {
-      uint32_t mask = 0;
-      for (int strip = 0; strip < kBlocksPerSide; ++strip) {
-        const int32_t from = std::max(blocks[strip].first - tile_x * kBlocksPerSide, 0);
-        const int32_t to = std::min(blocks[strip].last - tile_x * kBlocksPerSide, kBlocksPerSide - 1);
-        if (from <= to)
-          mask |= ((2u << to) - (1u << from)) << (strip * kBlocksPerSide);
-      }
-      if (mask)
-        hits.push_back({uint32_t(tile_y * tiles_x + tile_x), mask});
-    }
-  }
-}
-
-} // namespace
 
 void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeState::Impl &state) {
   const int64_t N = params.num_gaussians;
@@ -63,7 +25,7 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
       radii[c * N + n] = 0;
       const Vec3<double> mean = load_mean(params, n);
       const double z = dot(camera.rotation.row[2], mean) + camera.translation.z;
-      if (!(z > params.near && z < params.far) || !(params.opacities[n] > float(kAlphaCut)) ||
+      if (!(z > params.near && z < params.far) || !(load_opacity(params, n) > kAlphaCut) ||
           !is_usable(params, n))
         continue;
       const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
@@ -75,7 +37,9 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
       }
       if (!is_drawable(f, x, y))
         continue;
-      add_hits(ellipse(x, y, f), state.tiles_x, int32_t(params.width), int32_t(params.height), hits);
+      visit_tiles<kTile, kBlock, kBlock>(ellipse(x, y, f), int32_t(state.tiles_x), int32_t(params.width),
+                                         int32_t(params.height),
+                                         [&](uint32_t tile, uint32_t mask) { hits.push_back({tile, mask}); });
       out.num_entries = uint32_t(hits.size()) - out.first_entry;
       if (!out.num_entries)
         continue;

@@ -72,6 +72,7 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
 void build_tile_lists(const RasterizeParams &params, RasterizeState::Impl &state);
 // blend_tiles.h has the tiles' own forward and backward.
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, const RasterizeGradients &gradients);
+                      const EntryGradient *partial, const Penalties &penalties,
+                      const RasterizeGradients &gradients);
 
 } // namespace ddpo3d_fast

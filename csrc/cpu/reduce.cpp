@@ -49,7 +49,8 @@ template <int count> void store(float *target, int64_t n, const double (&values)
 } // namespace
 
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, const RasterizeGradients &gradients) {
+                      const EntryGradient *partial, const Penalties &penalties,
+                      const RasterizeGradients &gradients) {
   const int64_t C = params.num_cameras, N = params.num_gaussians;
   std::vector<CameraGradient> v_cameras(gradients.viewmats ? state.pieces * C : 0, CameraGradient{});
   std::vector<Camera<double>> cameras(C);
@@ -77,7 +78,7 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
             sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry, g.num_entries);
         const ViewedGaussian view = view_gaussian(params, cameras[c], shape, n);
         const FootprintGradient<double> v =
-            footprint_vjp(view.footprint, double(params.opacities[n]), params.antialiased, sum.moments);
+            footprint_vjp(view.footprint, load_opacity(params, n), params.antialiased, sum.moments);
         const ProjectionGradient<double> p = project_vjp(cameras[c], shape.mean, shape.root, view.projection,
                                                          v.v_mean, sum.depth, v.v_xx, v.v_xy, v.v_yy);
         CameraGradient v_camera = {p.v_rotation, p.v_translation};
@@ -111,8 +112,12 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
       }
       store(gradients.means, n, {v_mean.x, v_mean.y, v_mean.z});
       store(gradients.quats, n, {v_quat.w, v_quat.x, v_quat.y, v_quat.z});
-      store(gradients.scales, n, {v_scale.x, v_scale.y, v_scale.z});
-      store(gradients.opacities, n, {v_opacity});
+      const Vec3<double> scale = load_scale(params, n);
+      store(gradients.scales, n,
+            {scale_vjp(params, scale.x, v_scale.x, penalties.scale),
+             scale_vjp(params, scale.y, v_scale.y, penalties.scale),
+             scale_vjp(params, scale.z, v_scale.z, penalties.scale)});
+      store(gradients.opacities, n, {opacity_vjp(params, n, v_opacity, penalties.opacity)});
       if (gradients.colors) {
         const int64_t used = colors_used(params);
         for (int64_t i = 0; i < params.color_stride; ++i)

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "host_device.h"
 
@@ -123,6 +124,11 @@ DDPO3D_HD float ddim_mean(const DdimStep &step, const Guess &guess) {
 
 DDPO3D_HD float ddim_action(const DdimStep &step, float mean, float normal) {
   return mean + step.sigma * normal;
+}
+
+// log pi of an item from sum n^2 over its `dims` elements.
+DDPO3D_HD float ddim_log_prob(const DdimStep &step, double sum_of_squares, int64_t dims) {
+  return step.sigma > 0.f ? float(-0.5 * sum_of_squares - double(dims) * step.log_normalizer) : 0.f;
 }
 
 // Score of a latent from one action: SDS (DreamFusion eq. 3) and the policy gradient meet in the same sum,

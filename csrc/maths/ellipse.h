@@ -70,4 +70,45 @@ DDPO3D_HD Range columns_of(const Ellipse &e, int32_t top, int32_t bottom, int32_
                         chord_end(e, e.y_of_right, low, high, 1.0), width);
 }
 
+// Calls visit(tile index, mask) for every tile that has a touched block, row by row. A tile is tile x tile
+// pixels; bit (block row · blocks a row + block column) of the mask says that the ellipse touches that block
+// of block_width x block_height.
+template <int tile, int block_width, int block_height, class Visit>
+DDPO3D_HD void visit_tiles(const Ellipse &e, int32_t tiles_x, int32_t width, int32_t height,
+                           const Visit &visit) {
+  constexpr int strips = tile / block_height, blocks = tile / block_width;
+  const Range rows = rows_of(e, height);
+  if (is_empty(rows))
+    return;
+  for (int32_t tile_y = rows.first / tile; tile_y <= rows.last / tile; ++tile_y) {
+    Range touched[strips]; // blocks of the strip, counted from the image's edge
+    int32_t first = INT32_MAX, last = -1;
+    for (int strip = 0; strip < strips; ++strip) {
+      const int32_t begin = tile_y * tile + strip * block_height, end = begin + block_height - 1;
+      const int32_t top = rows.first > begin ? rows.first : begin, bottom = rows.last < end ? rows.last : end;
+      touched[strip] = {0, -1};
+      if (top > bottom)
+        continue;
+      const Range columns = columns_of(e, top, bottom, width);
+      if (is_empty(columns))
+        continue;
+      touched[strip] = {columns.first / block_width, columns.last / block_width};
+      first = touched[strip].first / blocks < first ? touched[strip].first / blocks : first;
+      last = touched[strip].last / blocks > last ? touched[strip].last / blocks : last;
+    }
+    for (int32_t tile_x = first; tile_x <= last; ++tile_x) {
+      uint32_t mask = 0;
+      for (int strip = 0; strip < strips; ++strip) {
+        const int32_t left = touched[strip].first - tile_x * blocks, from = left > 0 ? left : 0;
+        const int32_t right = touched[strip].last - tile_x * blocks,
+                      to = right < blocks - 1 ? right : blocks - 1;
+        if (from <= to)
+          mask |= ((2u << to) - (1u << from)) << (strip * blocks);
+      }
+      if (mask)
+        visit(uint32_t(tile_y) * uint32_t(tiles_x) + uint32_t(tile_x), mask);
+    }
+  }
+}
+
 } // namespace ddpo3d_fast

@@ -32,6 +32,30 @@ DDPO3D_HD Vec3<double> load_mean(const RasterizeParams &params, int64_t n) {
   return {m[0], m[1], m[2]};
 }
 
+DDPO3D_HD double load_opacity(const RasterizeParams &params, int64_t n) {
+  const double o = params.opacities[n];
+  return params.activated ? o : 1.0 / (1.0 + std::exp(-o));
+}
+
+// From the gradient of the loss without its penalty to that of the number that was given; nothing for a
+// number that is not finite.
+DDPO3D_HD double opacity_vjp(const RasterizeParams &params, int64_t n, double v_opacity, float penalty) {
+  const double opacity = load_opacity(params, n);
+  const double v = (v_opacity + penalty) * (params.activated ? 1.0 : opacity * (1.0 - opacity));
+  return is_finite(v) ? v : 0.0;
+}
+
+DDPO3D_HD double scale_vjp(const RasterizeParams &params, double scale, double v_scale, float penalty) {
+  const double v = (v_scale + penalty) * (params.activated ? 1.0 : scale);
+  return is_finite(v) ? v : 0.0;
+}
+
+DDPO3D_HD Vec3<double> load_scale(const RasterizeParams &params, int64_t n) {
+  const float *s = params.scales + 3 * n;
+  const Vec3<double> scale = {s[0], s[1], s[2]};
+  return params.activated ? scale : Vec3<double>{std::exp(scale.x), std::exp(scale.y), std::exp(scale.z)};
+}
+
 struct GaussianShape {
   Vec3<double> mean, scale;
   Quat<double> quat; // unit
@@ -41,9 +65,9 @@ struct GaussianShape {
 
 DDPO3D_HD GaussianShape load_shape(const RasterizeParams &params, int64_t n) {
   GaussianShape out;
-  const float *q = params.quats + 4 * n, *s = params.scales + 3 * n;
+  const float *q = params.quats + 4 * n;
   out.mean = load_mean(params, n);
-  out.scale = {s[0], s[1], s[2]};
+  out.scale = load_scale(params, n);
   out.quat = normalized(Quat<double>{q[0], q[1], q[2], q[3]}, out.inverse_norm);
   out.rotation = rotation_matrix(out.quat);
   out.root = covariance_root(out.rotation, out.scale);
@@ -81,7 +105,7 @@ DDPO3D_HD ViewedGaussian view_gaussian(const RasterizeParams &params, const Came
   ViewedGaussian out;
   out.projection = project(camera, shape.mean, shape.root);
   const Projection<double> &p = out.projection;
-  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, double(params.opacities[n]), params.antialiased);
+  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, load_opacity(params, n), params.antialiased);
   return out;
 }
 

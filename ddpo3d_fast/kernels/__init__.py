@@ -4,22 +4,26 @@ Needs torch, numpy and the extension only.
 """
 
 from ._backend import build_info, get_num_threads, set_num_threads
-from .adam import adam
+from .adam import AdamGroup, adam, adam_groups
 from .diffusion import add_noise, denoise_action, philox_normal, score_residual
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
+    TileCapacity,
     rasterize,
     rasterize_backward,
     rasterize_forward,
 )
 
 __all__ = [
+    "AdamGroup",
     "Rasterization",
     "RasterizeGradients",
     "RasterizeState",
+    "TileCapacity",
     "adam",
+    "adam_groups",
     "add_noise",
     "build_info",
     "denoise_action",

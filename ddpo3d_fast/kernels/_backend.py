@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,11 +45,47 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def checked(name: str, tensor: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> Tensor:
-    """`tensor` made contiguous, if it is a float32 CPU tensor of this shape; letters stand for any size.
+def uses_cuda(device: torch.device, name: str = "device") -> bool:
+    """Whether ops on this device run the CUDA functions; ValueError, about `name`, if no backend has it."""
+    if device.type == "cpu":
+        return False
+    if device.type != "cuda":
+        raise ValueError(f"{name}: expected a CPU or CUDA tensor, got one on {device}")
+    if not _C.with_cuda:
+        raise ValueError(
+            f"{name}: expected a CPU tensor, got one on {device}; this build has no CUDA backend: "
+            "build again where there is an nvcc (DDPO3D_CUDA=1 says why it is not found)"
+        )
+    return True
 
-    Raises TypeError for what is no tensor or of another dtype, ValueError for another shape, or for another
-    device than the CPU or than `like`.
+
+def backend(device: torch.device) -> Any:
+    """The extension module whose functions serve this device; the CUDA ones end in _cuda."""
+    uses_cuda(device)
+    return _C
+
+
+def stream(device: torch.device) -> int:
+    """The address of torch's current CUDA stream; 0 for the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a CUDA device the current one; launches go to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def wait(device: torch.device) -> None:
+    """Waits until the current CUDA stream has run dry; nothing for the CPU."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def checked(name: str, tensor: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> Tensor:
+    """`tensor` made contiguous, if it is a float32 tensor of this shape; letters stand for any size.
+
+    Raises TypeError for what is no tensor or of another dtype, ValueError for another shape, for a device
+    without a backend, or for another device than that of `like`.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
@@ -64,10 +101,7 @@ def checked(name: str, tensor: object, shape: tuple[int | str, ...], like: Tenso
         raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} as the other tensors, got {tensor.device}")
-    if tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name}: expected a CPU tensor, got one on {tensor.device}; there is no CUDA rasterizer yet"
-        )
+    uses_cuda(tensor.device, name)
     return tensor.contiguous()
 
 

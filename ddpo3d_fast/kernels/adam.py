@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ._backend import _C
+from . import _backend
+from ._backend import address
+from ._launch import device_number, launch, same_device
+
+
+class AdamGroup(NamedTuple):
+    """One tensor of parameters for `adam_groups`, all float32, of one shape and on one device."""
+
+    param: Tensor  # [rows, ...], contiguous, updated in place
+    grad: Tensor  # as param
+    exp_avg: Tensor  # as param, contiguous, updated in place
+    exp_avg_sq: Tensor  # as param, contiguous, updated in place
+    lr: (
+        float | Tensor
+    )  # learning rate, 0 or more; or a float32 tensor [rows] or [rows, 1, ...], a rate per row
 
 
 def adam(
@@ -13,7 +30,7 @@ def adam(
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    step: int,
+    step: int | Tensor,
     lr: float | Tensor,
     beta1: float = 0.9,
     beta2: float = 0.99,
@@ -25,68 +42,198 @@ def adam(
     cannot poison its parameter: the moments decay and the parameter moves on by its momentum.
 
     Args:
-        param, grad, exp_avg, exp_avg_sq: float32 tensors of one shape on the CPU; all but `grad` contiguous.
-        step: number of this update, 1 for the first.
+        param, grad, exp_avg, exp_avg_sq: float32 tensors of one shape on one device; all but `grad`
+            contiguous.
+        step: number of this update, 1 for the first; an int, or one int64 on the device (see `adam_groups`).
         lr: learning rate, 0 or more; a float, or a float32 tensor [rows] or [rows, 1, ...] for a rate per
             row of param.
         beta1, beta2: decay of the moments, in [0, 1).
         eps: added to the root of the second moment, above 0.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range. The values of
+            tensors are checked on the CPU only, since on a GPU that would be a wait; a step below 1 or a
+            negative rate gives there what the formula gives.
     """
-    tensors = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    for name, tensor in tensors.items():
-        _check(name, tensor)
-        if tensor.shape != param.shape:
-            raise ValueError(
-                f"{name}: expected the shape {tuple(param.shape)} of param, got {tuple(tensor.shape)}"
-            )
-        if name != "grad" and not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
-    if isinstance(step, bool) or not isinstance(step, int):
+    group = AdamGroup(param, grad, exp_avg, exp_avg_sq, lr)
+    _update([("", group)], step, beta1, beta2, eps, None, None)
+
+
+def adam_groups(
+    groups: Sequence[AdamGroup],
+    step: int | Tensor,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-15,
+    rate_scale: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> None:
+    """`adam` for several tensors at the same step; on a GPU one launch for every eight of them.
+
+    A captured CUDA graph freezes the numbers that it was captured with. So `step`, `rate_scale` and `skip`
+    may be tensors of one element on the groups' device, which every replay reads anew.
+
+    Args:
+        groups: what to update; nothing is, unless all groups are as they should be.
+        step: number of this update, 1 for the first; an int or one int64.
+        beta1, beta2, eps: as in `adam`.
+        rate_scale: one float32 that multiplies every learning rate; None: 1.
+        skip: one int32; where it is not 0 nothing is updated. None: update.
+
+    Raises:
+        TypeError, ValueError: as in `adam`; an argument of a group is named with the group's index.
+    """
+    named = [(f"groups[{index}].", group) for index, group in enumerate(groups)]
+    _update(named, step, beta1, beta2, eps, rate_scale, skip)
+
+
+class _Checked(NamedTuple):
+    """A group as the backends take it. Its tensors must live until the call returns."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    rows: int
+    columns: int
+    rate: float  # where `rates` is None
+    rates: Tensor | None  # [rows]
+
+
+def _update(
+    named: Sequence[tuple[str, AdamGroup]],
+    step: int | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    rate_scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    if isinstance(step, bool) or not isinstance(step, int | Tensor):
         raise TypeError(f"step: expected an int, got {type(step).__name__}")
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more, got {step}")
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"{name}: expected a number in [0, 1), got {beta}")
     if not eps > 0.0:
         raise ValueError(f"eps: expected a positive number, got {eps}")
+    groups: list[_Checked] = []
+    for prefix, group in named:
+        groups.append(_check(prefix, group, groups[0].param if groups else None))
+    if not groups:
+        return
 
+    device = groups[0].param.device
+    if isinstance(step, Tensor):
+        device_number("step", step, torch.int64, device)
+    if rate_scale is not None:
+        device_number("rate_scale", rate_scale, torch.float32, device)
+    if skip is not None:
+        device_number("skip", skip, torch.int32, device)
+
+    if _backend.uses_cuda(device):
+        _update_cuda(groups, step, beta1, beta2, eps, rate_scale, skip)
+    else:
+        _update_cpu(groups, step, beta1, beta2, eps, rate_scale, skip)
+
+
+def _update_cpu(
+    groups: Sequence[_Checked],
+    step: int | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    rate_scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    number = _positive(int(step))
+    if skip is not None and int(skip):
+        return
+    for group in groups:
+        rate, rates = group.rate, group.rates
+        if rate_scale is not None:  # in float32, as on a GPU
+            rate = float(torch.tensor(rate, dtype=torch.float32) * rate_scale.reshape(()))
+            rates = None if rates is None else rates * rate_scale.reshape(())
+        tensors = (address(tensor) for tensor in group[:4])
+        launch(
+            group.param.device, "adam", *tensors, group.rows, group.columns,
+            number, rate, address(rates), beta1, beta2, eps,
+        )  # fmt: skip
+
+
+def _update_cuda(
+    groups: Sequence[_Checked],
+    step: int | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    rate_scale: Tensor | None,
+    skip: Tensor | None,
+) -> None:
+    device = groups[0].param.device
+    number, device_step = (1, step) if isinstance(step, Tensor) else (_positive(step), None)
+    rows = [
+        (
+            *(address(tensor) for tensor in group[:4]),
+            group.rows,
+            group.columns,
+            group.rate,
+            address(group.rates),
+        )
+        for group in groups
+    ]
+    most = _backend.backend(device).max_adam_groups
+    for first in range(0, len(rows), most):
+        launch(
+            device, "adam", rows[first : first + most], number, beta1, beta2, eps,
+            address(device_step), address(rate_scale), address(skip),
+        )  # fmt: skip
+
+
+def _check(prefix: str, group: AdamGroup, like: Tensor | None) -> _Checked:
+    param = same_device(f"{prefix}param", group.param, like, "groups[0].param")
+    tensors = {"param": param, "grad": group.grad, "exp_avg": group.exp_avg, "exp_avg_sq": group.exp_avg_sq}
+    for name, tensor in tensors.items():
+        _float32(prefix + name, tensor, param, f"{prefix}param")
+        if tensor.shape != param.shape:
+            raise ValueError(
+                f"{prefix}{name}: expected the shape {tuple(param.shape)} of param, got {tuple(tensor.shape)}"
+            )
+        if name != "grad" and not tensor.is_contiguous():
+            raise ValueError(f"{prefix}{name}: expected a contiguous tensor, got strides {tensor.stride()}")
     rows = param.shape[0] if param.dim() else 1
     columns = param.numel() // rows if rows else 0
-    rates = None
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        _check("lr", lr)
-        if lr.shape[0] != rows or lr.numel() != rows:
-            raise ValueError(f"lr: expected a float or shape ({rows},), got {tuple(lr.shape)}")
-        if not bool((lr >= 0).all()):
-            raise ValueError("lr: expected rates of 0 or more, got some below or NaN")
-        rates = lr.detach().contiguous()
-    elif not float(lr) >= 0.0:
-        raise ValueError(f"lr: expected 0 or more, got {float(lr)}")
-    grad = grad.detach().contiguous()
-    _C.adam(
-        param.data_ptr(),
-        grad.data_ptr(),
-        exp_avg.data_ptr(),
-        exp_avg_sq.data_ptr(),
-        rows,
-        columns,
-        step,
-        0.0 if rates is not None else float(lr),
-        0 if rates is None else rates.data_ptr(),
-        beta1,
-        beta2,
-        eps,
+    rate, rates = _rates(f"{prefix}lr", group.lr, rows, param, f"{prefix}param")
+    return _Checked(
+        param, group.grad.detach().contiguous(), group.exp_avg, group.exp_avg_sq, rows, columns, rate, rates
     )
 
 
-def _check(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
-    if value.dtype != torch.float32:
-        raise TypeError(f"{name}: expected float32, got {value.dtype}")
+def _rates(
+    name: str, lr: float | Tensor, rows: int, param: Tensor, param_name: str
+) -> tuple[float, Tensor | None]:
+    """The rate of all rows, or 0 and the rates [rows]."""
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.device.type != "cpu":
+        _float32(name, lr, param, param_name)
+        return 0.0, lr.detach().reshape(1).expand(rows).contiguous()  # its value is not waited for
+    if not isinstance(lr, Tensor) or lr.numel() == 1:
+        if not float(lr) >= 0.0:
+            raise ValueError(f"{name}: expected 0 or more, got {float(lr)}")
+        return float(lr), None
+    _float32(name, lr, param, param_name)
+    if lr.shape[0] != rows or lr.numel() != rows:
+        raise ValueError(f"{name}: expected a float or shape ({rows},), got {tuple(lr.shape)}")
+    if lr.device.type == "cpu" and not bool((lr >= 0).all()):
+        raise ValueError(f"{name}: expected rates of 0 or more, got some below or NaN")
+    return 0.0, lr.detach().contiguous()
+
+
+def _float32(name: str, value: object, like: Tensor, like_name: str) -> None:
+    tensor = same_device(name, value, like, like_name)
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
+
+
+def _positive(step: int) -> int:
+    if step < 1:
+        raise ValueError(f"step: expected 1 or more, got {step}")
+    return step

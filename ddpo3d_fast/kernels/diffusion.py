@@ -6,6 +6,14 @@ outputs are float32. Noise is never stored: element i of an array of noise is a 
 alone, so it is made again where it is needed. Outputs carry no autograd graph. Results are the same to the
 bit for any number of threads.
 
+All tensors of a call lie on one device, and the result on it too. A CPU and a GPU draw the same noise to
+1e-6. The values of tensors are checked on the CPU only: on a GPU that would be a wait, and an abar out of
+range gives what the formulas give, NaN or infinity.
+
+A captured CUDA graph freezes the numbers that it was captured with, streams among them. So each function
+takes a `stream_offset`, one int64 on the tensors' device that every replay reads anew: it is added, modulo
+2**64, to the call's stream numbers.
+
 Symbols: z latents, eps noise, abar = alphas_cumprod at the timestep, abar' = at the next, cleaner timestep.
 """
 
@@ -13,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._backend import _C
+from . import _backend
+from ._backend import address
+from ._launch import device_number, launch, same_device
 
 PREDICTION_TYPES = {"epsilon": 0, "v_prediction": 1, "sample": 2}
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -34,30 +44,48 @@ class DenoisedAction(NamedTuple):
     log_prob: Tensor | None  # [B] log-density of the action under N(mu, sigma^2 I), summed over dimensions
 
 
-def philox_normal(shape: Sequence[int], seed: int, stream: int) -> Tensor:
+def philox_normal(
+    shape: Sequence[int],
+    seed: int,
+    stream: int,
+    device: torch.device | str = "cpu",
+    stream_offset: Tensor | None = None,
+) -> Tensor:
     """Standard normal noise from a counter: Philox4x32-10 (Salmon et al., SC 2011) and Box-Muller.
 
     Args:
         shape: shape of the result.
         seed: key, 0 <= seed < 2**64.
         stream: which of the seed's independent sequences, 0 <= stream < 2**64.
+        device: where the result is made.
+        stream_offset: one int64 on the device that is added to `stream`; None: 0.
 
     Returns:
-        float32 tensor. Element i of the flattened tensor depends on (seed, stream, i) only, so a shorter
-        tensor is a prefix of a longer one. |element| < 6.8.
+        float32 tensor on the device. Element i of the flattened tensor depends on (seed, stream, i) only, so
+        a shorter tensor is a prefix of a longer one. |element| < 6.8.
 
     Raises:
-        ValueError: a negative size, or a seed or stream out of range.
+        TypeError, ValueError: a negative size, a seed or stream out of range, a device without a backend.
     """
     sizes = tuple(int(size) for size in shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape: expected sizes of 0 or more, got {sizes}")
-    out = torch.empty(sizes, dtype=torch.float32)
-    _C.philox_normal(out.data_ptr(), out.numel(), _uint64("seed", seed), _uint64("stream", stream))
+    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
+    _backend.uses_cuda(torch.device(device))
+    out = torch.empty(sizes, dtype=torch.float32, device=device)
+    (stream,), offset = _offset_streams(out.device, stream_offset, stream)
+    launch(out.device, "philox_normal", address(out), out.numel(), seed, stream, cuda=[offset])
     return out
 
 
-def add_noise(latents: Tensor, alphas_cumprod: Tensor, seed: int, stream: int, actions: int = 1) -> Tensor:
+def add_noise(
+    latents: Tensor,
+    alphas_cumprod: Tensor,
+    seed: int,
+    stream: int,
+    actions: int = 1,
+    stream_offset: Tensor | None = None,
+) -> Tensor:
     """Noise every view's latents once for each of its actions: z_t = sqrt(abar) z + sqrt(1 - abar) eps (DDPM
     eq. 4).
 
@@ -66,6 +94,7 @@ def add_noise(latents: Tensor, alphas_cumprod: Tensor, seed: int, stream: int, a
         alphas_cumprod: [V * actions] float32, abar of every item, in (0, 1].
         seed, stream: of eps, which is `philox_normal((V * actions, ...), seed, stream)`.
         actions: K, noises a view.
+        stream_offset: one int64 on the latents' device that is added to `stream`; None: 0.
 
     Returns:
         [V * actions, ...] float32 noisy latents.
@@ -76,19 +105,24 @@ def add_noise(latents: Tensor, alphas_cumprod: Tensor, seed: int, stream: int, a
     latents = _latents("latents", latents)
     actions = _count("actions", actions)
     views = latents.shape[0]
-    alphas = _per_item("alphas_cumprod", alphas_cumprod, views * actions)
+    alphas = _per_item("alphas_cumprod", alphas_cumprod, views * actions, latents, "latents")
     _check_alphas(alphas)
-    noisy = torch.empty((views * actions, *latents.shape[1:]), dtype=torch.float32)
-    _C.add_noise(
-        latents.data_ptr(),
+    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
+    (stream,), offset = _offset_streams(latents.device, stream_offset, stream)
+    noisy = torch.empty((views * actions, *latents.shape[1:]), dtype=torch.float32, device=latents.device)
+    launch(
+        latents.device,
+        "add_noise",
+        address(latents),
         _DTYPES[latents.dtype],
-        alphas.data_ptr(),
-        noisy.data_ptr(),
+        address(alphas),
+        address(noisy),
         views,
         actions,
         _dims(latents),
-        _uint64("seed", seed),
-        _uint64("stream", stream),
+        seed,
+        stream,
+        cuda=[offset],
     )
     return noisy
 
@@ -106,6 +140,7 @@ def denoise_action(
     seed: int = 0,
     stream: int = 0,
     outputs: Sequence[str] = DenoisedAction._fields,
+    stream_offset: Tensor | None = None,
 ) -> DenoisedAction:
     """One stochastic denoising step of the UNet as a policy, from its two predictions, in one pass.
 
@@ -129,6 +164,7 @@ def denoise_action(
         clip: (low, high) range of the clean guess, eps^ then following from the clipped guess; None: no clip.
         seed, stream: of n, which is `philox_normal(noisy.shape, seed, stream)`.
         outputs: names of the wanted fields of the result; the others are neither computed nor written.
+        stream_offset: one int64 on the tensors' device that is added to `stream`; None: 0.
 
     Returns:
         DenoisedAction of float32 tensors; fields not in `outputs` are None.
@@ -145,27 +181,36 @@ def denoise_action(
     prediction, kept = _prediction(
         noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip
     )
-    items = noisy.shape[0]
-    prev = _per_item("prev_alphas_cumprod", prev_alphas_cumprod, items)
-    if not bool(((prev >= kept[-1]) & (prev <= 1)).all()):
+    items, device = noisy.shape[0], noisy.device
+    prev = _per_item("prev_alphas_cumprod", prev_alphas_cumprod, items, noisy, "noisy")
+    if device.type == "cpu" and not bool(((prev >= kept[-1]) & (prev <= 1)).all()):
         raise ValueError("prev_alphas_cumprod: expected values from alphas_cumprod to 1, got some outside")
+    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
+    (stream,), offset = _offset_streams(device, stream_offset, stream)
 
     shapes = dict.fromkeys(DenoisedAction._fields, tuple(noisy.shape)) | {"log_prob": (items,)}
     result = DenoisedAction(
         **{
-            name: torch.empty(shape, dtype=torch.float32) if name in outputs else None
+            name: torch.empty(shape, dtype=torch.float32, device=device) if name in outputs else None
             for name, shape in shapes.items()
         }
     )
-    _C.denoise_action(
+    squares = None  # what a GPU's blocks leave for the sum over each item
+    if result.log_prob is not None and _backend.uses_cuda(device):
+        count = _backend.backend(device).denoise_action_squares(items, _dims(noisy))
+        squares = torch.empty(count, dtype=torch.float64, device=device)
+    launch(
+        device,
+        "denoise_action",
         prediction,
-        prev.data_ptr(),
+        address(prev),
         float(eta),
         items,
         _dims(noisy),
-        _uint64("seed", seed),
-        _uint64("stream", stream),
-        *(0 if tensor is None else tensor.data_ptr() for tensor in result),
+        seed,
+        stream,
+        *(address(tensor) for tensor in result),
+        cuda=[address(squares), offset],
     )
     return result
 
@@ -184,6 +229,7 @@ def score_residual(
     actions: int = 1,
     action_weight: Tensor | None = None,
     action_stream: int | None = None,
+    stream_offset: Tensor | None = None,
 ) -> Tensor:
     """The gradient on the latents, score distillation and policy gradient together, in one pass.
 
@@ -202,6 +248,7 @@ def score_residual(
         actions: K; B must be a multiple of it.
         action_weight: [B] float32; None: no second term.
         action_stream: of n, the stream that `denoise_action` was called with; needed with `action_weight`.
+        stream_offset: one int64 on the tensors' device that is added to both streams; None: 0.
 
     Returns:
         [B / actions, ...] float32 gradient of the loss with respect to every view's clean latents.
@@ -215,28 +262,34 @@ def score_residual(
     items, actions = noisy.shape[0], _count("actions", actions)
     if items % actions:
         raise ValueError(f"actions: expected a divisor of the {items} items of noisy, got {actions}")
-    weights = _per_item("residual_weight", residual_weight, items)
+    weights = _per_item("residual_weight", residual_weight, items, noisy, "noisy")
     action_weights = None
     if action_weight is not None:
-        action_weights = _per_item("action_weight", action_weight, items)
+        action_weights = _per_item("action_weight", action_weight, items, noisy, "noisy")
         if action_stream is None:
             raise ValueError("action_stream: expected the actions' stream beside action_weight, got None")
         if action_stream == noise_stream:
             raise ValueError(
                 f"action_stream: expected another stream than noise_stream, got {action_stream} for both"
             )
-    grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32)
-    _C.score_residual(
+    seed, noise_stream = _uint64("seed", seed), _uint64("noise_stream", noise_stream)
+    streams, offset = _offset_streams(
+        noisy.device, stream_offset, noise_stream, _uint64("action_stream", action_stream or 0)
+    )
+    grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32, device=noisy.device)
+    launch(
+        noisy.device,
+        "score_residual",
         prediction,
-        weights.data_ptr(),
-        0 if action_weights is None else action_weights.data_ptr(),
+        address(weights),
+        address(action_weights),
         items // actions,
         actions,
         _dims(noisy),
-        _uint64("seed", seed),
-        _uint64("noise_stream", noise_stream),
-        _uint64("action_stream", action_stream or 0),
-        grad.data_ptr(),
+        seed,
+        *streams,
+        address(grad),
+        cuda=[offset],
     )
     return grad
 
@@ -269,9 +322,9 @@ def _prediction(
     guidance_scale: float,
     prediction_type: str,
     clip: tuple[float, float] | None,
-) -> tuple[_C.Prediction, list[Tensor]]:
-    """Checks what every use of a prediction shares. The list keeps the tensors alive; its last one is
-    abar."""
+) -> tuple[Any, list[Tensor]]:
+    """Checks what every use of a prediction shares, and makes the backend's Prediction of it. The list keeps
+    the tensors alive; its last one is abar."""
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type: expected {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
     if not math.isfinite(guidance_scale):
@@ -280,18 +333,18 @@ def _prediction(
     if clip is not None and not low < high:
         raise ValueError(f"clip: expected (low, high) with low < high, got {clip}")
     noisy = _latents("noisy", noisy)
-    cond = _latents("pred_cond", pred_cond, noisy.shape)
-    uncond = None if pred_uncond is None else _latents("pred_uncond", pred_uncond, noisy.shape)
-    alphas = _per_item("alphas_cumprod", alphas_cumprod, noisy.shape[0])
+    cond = _latents("pred_cond", pred_cond, noisy)
+    uncond = None if pred_uncond is None else _latents("pred_uncond", pred_uncond, noisy)
+    alphas = _per_item("alphas_cumprod", alphas_cumprod, noisy.shape[0], noisy, "noisy")
     _check_alphas(alphas)
-    prediction = _C.Prediction(
-        noisy.data_ptr(),
+    prediction = _backend.backend(noisy.device).Prediction(
+        address(noisy),
         _DTYPES[noisy.dtype],
-        cond.data_ptr(),
+        address(cond),
         _DTYPES[cond.dtype],
-        0 if uncond is None else uncond.data_ptr(),
+        address(uncond),
         0 if uncond is None else _DTYPES[uncond.dtype],
-        alphas.data_ptr(),
+        address(alphas),
         float(guidance_scale),
         PREDICTION_TYPES[prediction_type],
         clip is not None,
@@ -301,27 +354,21 @@ def _prediction(
     return prediction, [noisy, cond, *([] if uncond is None else [uncond]), alphas]
 
 
-def _tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
-    return value.detach()
-
-
-def _latents(name: str, value: object, shape: Sequence[int] | None = None) -> Tensor:
-    tensor = _tensor(name, value)
+def _latents(name: str, value: object, noisy: Tensor | None = None) -> Tensor:
+    tensor = same_device(name, value, noisy, "noisy")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
     if tensor.dim() < 1:
         raise ValueError(f"{name}: expected [items, ...], got a scalar")
-    if shape is not None and tensor.shape != shape:
-        raise ValueError(f"{name}: expected the shape {tuple(shape)} of noisy, got {tuple(tensor.shape)}")
+    if noisy is not None and tensor.shape != noisy.shape:
+        raise ValueError(
+            f"{name}: expected the shape {tuple(noisy.shape)} of noisy, got {tuple(tensor.shape)}"
+        )
     return tensor.contiguous()
 
 
-def _per_item(name: str, value: object, items: int) -> Tensor:
-    tensor = _tensor(name, value)
+def _per_item(name: str, value: object, items: int, like: Tensor, like_name: str) -> Tensor:
+    tensor = same_device(name, value, like, like_name)
     if tensor.dtype != torch.float32:
         raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
     if tensor.shape != (items,):
@@ -330,8 +377,21 @@ def _per_item(name: str, value: object, items: int) -> Tensor:
 
 
 def _check_alphas(alphas: Tensor) -> None:
-    if not bool(((alphas > 0) & (alphas <= 1)).all()):
+    if alphas.device.type == "cpu" and not bool(((alphas > 0) & (alphas <= 1)).all()):
         raise ValueError("alphas_cumprod: expected values in (0, 1], got some outside")
+
+
+def _offset_streams(
+    device: torch.device, offset: Tensor | None, *streams: int
+) -> tuple[tuple[int, ...], int]:
+    """The streams a backend is to be called with, and the address of the offset that it adds to them itself:
+    only on a GPU is it not known yet."""
+    if offset is None:
+        return streams, 0
+    offset = device_number("stream_offset", offset, torch.int64, device)
+    if _backend.uses_cuda(device):
+        return streams, address(offset)
+    return tuple((stream + int(offset)) % 2**64 for stream in streams), 0
 
 
 def _count(name: str, value: int) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._backend import _C, address, checked
+from . import _backend
+from ._backend import address, checked
 
 MAX_SIDE = 32768  # pixels
+MAX_ENTRIES = 2**32 - 1  # pairs of a tile and a Gaussian
 
 
 class Rasterization(NamedTuple):
@@ -30,19 +34,75 @@ class RasterizeGradients(NamedTuple):
     scales: Tensor  # [N, 3]
     opacities: Tensor  # [N]
     colors: Tensor  # [N, 3] or [N, K, 3]
-    backgrounds: Tensor | None  # [C, 3]; None if no backgrounds were given
-    viewmats: Tensor  # [C, 4, 4], the last row zero
+    backgrounds: Tensor | None  # [C, 3]; None if no backgrounds were given, or not wanted
+    viewmats: Tensor | None  # [C, 4, 4], the last row zero; None if not wanted
     means2d: Tensor  # [C, N, 2] with respect to the projected means, in pixels
+
+
+class TileCapacity:
+    """Room for the CUDA rasterizer's tile lists, for a loop that must not wait for the device.
+
+    Without one, a forward pass on CUDA waits until the device has counted the pairs of a tile and a Gaussian
+    that it draws, and makes exactly that room. With one it goes ahead; where the room was too small, the
+    images are NaN, the gradients zero and `RasterizeState.overflow` not zero, so that `adam`, given it as
+    `skip`, leaves the step undone; `grow` then makes the step repeatable. On the CPU it has no effect.
+
+    Args:
+        entries: pairs to make room for, 32 bytes each.
+    """
+
+    def __init__(self, entries: int = 1 << 16) -> None:
+        if isinstance(entries, bool) or not isinstance(entries, int):
+            raise TypeError(f"entries: expected an int, got {type(entries).__name__}")
+        if not 1 <= entries <= MAX_ENTRIES:
+            raise ValueError(f"entries: expected 1 to {MAX_ENTRIES}, got {entries}")
+        self.entries = entries
+        self._counts: Tensor | None = None  # pairs, longest list: host memory that the device writes
+
+    @property
+    def needed(self) -> int:
+        """Pairs that the last forward pass that has run on the device drew; 0 before the first."""
+        return 0 if self._counts is None else int(self._counts[0])
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last forward pass that has run on the device found too little room."""
+        return self.needed > self.entries
+
+    def grow(self, margin: float = 1.5) -> bool:
+        """Makes room for `margin` times what was needed last, if there is less; tells whether it did.
+
+        A CUDA graph that was captured with the old room must be captured again.
+        """
+        if self.needed * (1 + margin) / 2 <= self.entries:
+            return False
+        self.entries = min(int(self.needed * margin), MAX_ENTRIES)
+        return True
+
+
+class CudaPass(NamedTuple):
+    """The device memory of one forward pass on CUDA."""
+
+    memory: Any  # RasterizeMemory of the extension: addresses in the tensors below
+    state: Tensor
+    entries: Tensor
+    counts: Tensor
+    scratch_bytes: int  # of the backward pass
 
 
 class RasterizeState(NamedTuple):
     """What `rasterize_backward` needs of a forward pass. The tensors must not be changed in between."""
 
-    params: Any  # _C.RasterizeParams: addresses of the tensors below
-    native: Any  # _C.RasterizeState: tile lists and per-pixel results
+    params: Any  # RasterizeParams of the extension: addresses of the tensors below
+    native: Any  # CPU: RasterizeState of the extension, tile lists and per-pixel results; CUDA: CudaPass
     # means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets
     inputs: tuple[Any, ...]
     image_shape: tuple[int, int, int]  # C, H, W
+
+    @property
+    def overflow(self) -> Tensor | None:
+        """[1] int32 on the device, not zero if a `TileCapacity` was too small; None on the CPU."""
+        return self.native.state[:4].view(torch.int32) if isinstance(self.native, CudaPass) else None
 
 
 def _size(name: str, value: object) -> int:
@@ -70,10 +130,15 @@ def rasterize_forward(
     far: float = 1e10,
     antialiased: bool = False,
     means2d_offsets: Tensor | None = None,  # [C, N, 2]
+    activated: bool = True,
+    capacity: TileCapacity | None = None,
 ) -> tuple[Rasterization, RasterizeState]:
     """`rasterize` without autograd: the views, and what `rasterize_backward` needs.
 
-    Arguments, results and errors as there.
+    Arguments, results and errors as there, and two more:
+        activated: False: scales are logarithms of the standard deviations and opacities logits, as an
+            optimiser has them; the backward pass then gives the gradients of these.
+        capacity: for CUDA loops that must not wait for the device.
     """
     means = checked("means", means, ("N", 3))
     count = means.shape[0]
@@ -96,7 +161,9 @@ def rasterize_forward(
     viewmats = checked("viewmats", viewmats, ("C", 4, 4), means)
     cameras = viewmats.shape[0]
     intrinsics = checked("intrinsics", intrinsics, (cameras, 3, 3), means)
-    if cameras and not bool((intrinsics.detach().diagonal(dim1=1, dim2=2)[:, :2] > 0).all()):
+    cuda = _backend.uses_cuda(means.device)
+    # On CUDA looking at the values would be a wait; there a focal length of zero or NaN draws nothing.
+    if not cuda and cameras and not bool((intrinsics.detach().diagonal(dim1=1, dim2=2)[:, :2] > 0).all()):
         raise ValueError("intrinsics: expected positive focal lengths at [:, 0, 0] and [:, 1, 1]")
     width, height = _size("width", width), _size("height", height)
     if backgrounds is not None:
@@ -106,17 +173,20 @@ def rasterize_forward(
     for name, value in (("near", near), ("far", far)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not isinstance(antialiased, bool):
-        raise TypeError(f"antialiased: expected a bool, got {type(antialiased).__name__}")
+    for name, flag in (("antialiased", antialiased), ("activated", activated)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")
     if not 0 < near < far:
         raise ValueError(f"near, far: expected 0 < near < far, got near {near} and far {far}")
 
-    params = _C.RasterizeParams(
+    library = _backend.backend(means.device)
+    params = library.RasterizeParams(
         num_gaussians=count,
         num_cameras=cameras,
         width=width,
         height=height,
         sh_degree=-1 if sh_degree is None else sh_degree,
+        activated=activated,
         antialiased=antialiased,
         near=near,
         far=far,
@@ -131,17 +201,98 @@ def rasterize_forward(
         backgrounds=address(backgrounds),
         means2d_offsets=address(means2d_offsets),
     )
-    rgb = torch.empty(cameras, height, width, 3)
-    alpha = torch.empty(cameras, height, width)
-    depth = torch.empty(cameras, height, width)
-    radii = torch.empty(cameras, count, dtype=torch.int32)
-    native = _C.RasterizeState()
-    _C.rasterize_forward_cpu(
-        params, native, rgb=address(rgb), alpha=address(alpha), depth=address(depth), radii=address(radii)
+    out = Rasterization(
+        rgb=means.new_empty(cameras, height, width, 3),
+        alpha=means.new_empty(cameras, height, width),
+        depth=means.new_empty(cameras, height, width),
+        radii=means.new_empty(cameras, count, dtype=torch.int32),
     )
+    native: Any
+    if cuda:
+        native = _forward_cuda(library, params, out, capacity)
+    else:
+        native = library.RasterizeState()
+        library.rasterize_forward_cpu(
+            params, native, **{name: address(tensor) for name, tensor in out._asdict().items()}
+        )
     inputs = (means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets)
-    state = RasterizeState(params, native, inputs, (cameras, height, width))
-    return Rasterization(rgb, alpha, depth, radii), state
+    return out, RasterizeState(params, native, inputs, (cameras, height, width))
+
+
+_plan: tuple[int | None, bool | None] = (None, None)  # tile, buckets; None: the rule's
+
+
+@contextmanager
+def cuda_plan(tile: int | None = None, buckets: bool | None = None) -> Iterator[None]:
+    """Within it the CUDA rasterizer works as told, whatever its rule would take; None leaves it to the rule.
+
+    For tests and benchmarks, on one thread. A backward pass has the plan of its forward pass.
+
+    Args:
+        tile: side of a tile, 8 or 16 pixels.
+        buckets: True: the backward pass has a thread for each Gaussian of a tile; False: for each pixel.
+    """
+    if tile not in (None, 8, 16):
+        raise ValueError(f"tile: expected 8 or 16, got {tile}")
+    global _plan
+    before, _plan = _plan, (tile, buckets)
+    try:
+        yield
+    finally:
+        _plan = before
+
+
+def tile_side(pixels: int) -> AbstractContextManager[None]:
+    return cuda_plan(tile=pixels)
+
+
+def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileCapacity | None) -> CudaPass:
+    device = out.rgb.device
+    rule, (tile, buckets) = library.rasterize_plan_cuda(params), _plan
+    plan = library.RasterizePlan(tile or rule.tile, rule.buckets if buckets is None else buckets)
+
+    def device_bytes(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.uint8, device=device)
+
+    counts = None if capacity is None else capacity._counts
+    if counts is None:
+        counts = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+    state = device_bytes(library.rasterize_state_bytes_cuda(params, plan))
+
+    def memory(entries: Tensor | None, max_entries: int) -> Any:
+        return library.RasterizeMemory(
+            plan=plan,
+            state=address(state),
+            entries=address(entries),
+            max_entries=max_entries,
+            mirror=address(counts),
+        )
+
+    with _backend.on(device):
+        stream = _backend.stream(device)
+        library.rasterize_project_cuda(params, memory(None, 0), radii=address(out.radii), stream=stream)
+        if capacity is None:
+            _backend.wait(device)
+            max_entries = int(counts[0])
+            if max_entries > MAX_ENTRIES:
+                raise ValueError(
+                    f"rasterize: {max_entries} pairs of a tile and a Gaussian; "
+                    f"expected at most {MAX_ENTRIES} (fewer or smaller images)"
+                )
+        else:
+            capacity._counts, max_entries = counts, capacity.entries
+        entries = device_bytes(library.rasterize_entries_bytes_cuda(params, plan, max_entries))
+        blended = memory(entries, max_entries)
+        library.rasterize_blend_cuda(
+            params,
+            blended,
+            rgb=address(out.rgb),
+            alpha=address(out.alpha),
+            depth=address(out.depth),
+            stream=stream,
+        )
+    scratch_bytes = library.rasterize_scratch_bytes_cuda(params, plan, max_entries)
+    return CudaPass(blended, state, entries, counts, scratch_bytes)
 
 
 def rasterize_backward(
@@ -149,11 +300,18 @@ def rasterize_backward(
     grad_rgb: Tensor | None,  # [C, H, W, 3]
     grad_alpha: Tensor | None = None,  # [C, H, W]
     grad_depth: Tensor | None = None,  # [C, H, W]
+    *,
+    opacity_penalty: float = 0.0,
+    scale_penalty: float = 0.0,
+    of_cameras: bool = True,
 ) -> RasterizeGradients:
     """The vector-Jacobian product of the `rasterize_forward` that returned `state`; may be called repeatedly.
 
     Args:
         grad_rgb, grad_alpha, grad_depth: d(loss)/d(output), float32; None counts as zero.
+        opacity_penalty, scale_penalty: weights in the loss of the sums of all opacities and of all scales,
+            after activation, as in 3DGS-MCMC (arXiv 2404.09591).
+        of_cameras: whether the gradients of viewmats and backgrounds are wanted.
 
     Raises:
         TypeError, ValueError: a gradient's dtype, shape or device is not that of the output.
@@ -161,32 +319,46 @@ def rasterize_backward(
     if not isinstance(state, RasterizeState):
         raise TypeError(f"state: expected what rasterize_forward returned, got {type(state).__name__}")
     shape = state.image_shape
-    if grad_rgb is not None:
-        grad_rgb = checked("grad_rgb", grad_rgb, (*shape, 3))
-    if grad_alpha is not None:
-        grad_alpha = checked("grad_alpha", grad_alpha, shape)
-    if grad_depth is not None:
-        grad_depth = checked("grad_depth", grad_depth, shape)
-
     means, quats, scales, opacities, colors, viewmats, _, backgrounds, _ = state.inputs
+    if grad_rgb is not None:
+        grad_rgb = checked("grad_rgb", grad_rgb, (*shape, 3), means)
+    if grad_alpha is not None:
+        grad_alpha = checked("grad_alpha", grad_alpha, shape, means)
+    if grad_depth is not None:
+        grad_depth = checked("grad_depth", grad_depth, shape, means)
+
     gradients = RasterizeGradients(
         means=torch.empty_like(means),
         quats=torch.empty_like(quats),
         scales=torch.empty_like(scales),
         opacities=torch.empty_like(opacities),
         colors=torch.empty_like(colors),
-        backgrounds=None if backgrounds is None else torch.empty_like(backgrounds),
-        viewmats=torch.empty_like(viewmats),
-        means2d=torch.empty(viewmats.shape[0], means.shape[0], 2),
+        backgrounds=torch.empty_like(backgrounds) if of_cameras and backgrounds is not None else None,
+        viewmats=torch.empty_like(viewmats) if of_cameras else None,
+        means2d=means.new_empty(viewmats.shape[0], means.shape[0], 2),
     )
-    _C.rasterize_backward_cpu(
-        state.params,
-        state.native,
-        grad_rgb=address(grad_rgb),
-        grad_alpha=address(grad_alpha),
-        grad_depth=address(grad_depth),
-        **{name: address(tensor) for name, tensor in gradients._asdict().items()},
-    )
+    addresses = {name: address(tensor) for name, tensor in gradients._asdict().items()}
+    upstream: dict[str, Any] = {
+        "opacity_penalty": float(opacity_penalty),
+        "scale_penalty": float(scale_penalty),
+        "grad_rgb": address(grad_rgb),
+        "grad_alpha": address(grad_alpha),
+        "grad_depth": address(grad_depth),
+    }
+    library = _backend.backend(means.device)
+    if not isinstance(state.native, CudaPass):
+        library.rasterize_backward_cpu(state.params, state.native, **upstream, **addresses)
+        return gradients
+    scratch = torch.empty(state.native.scratch_bytes, dtype=torch.uint8, device=means.device)
+    with _backend.on(means.device):
+        library.rasterize_backward_cuda(
+            state.params,
+            state.native.memory,
+            **upstream,
+            **addresses,
+            scratch=address(scratch),
+            stream=_backend.stream(means.device),
+        )
     return gradients
 
 

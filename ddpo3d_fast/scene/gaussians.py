@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.kernels import adam, rasterize_backward, rasterize_forward
+from ddpo3d_fast.kernels import AdamGroup, adam_groups, rasterize_backward, rasterize_forward
 from ddpo3d_fast.scene.cameras import Cameras
 
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh")
@@ -30,7 +30,7 @@ class LearningRates:
 
 
 class Activated(NamedTuple):
-    """What the rasterizer takes."""
+    """What the numbers mean."""
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4] w, x, y, z; normalised by the rasterizer
@@ -46,7 +46,6 @@ class Views(NamedTuple):
     alpha: Tensor  # [C, H, W]
     depth: Tensor  # [C, H, W], sum of w_i z_i
     radii: Tensor  # [C, N] int32, 0 where not seen
-    activated: Activated
     state: Any  # of rasterize_forward
 
 
@@ -121,9 +120,12 @@ class Gaussians:
             backgrounds: [C, 3] colours in [0, 1]; black if None.
             antialiased: scale opacities by the root of the determinants' ratio.
         """
-        activated = self.activated()
         out, state = rasterize_forward(
-            *activated,
+            self.means,
+            self.quats,
+            self.log_scales,
+            self.logit_opacities,
+            self.sh,
             cameras.viewmats,
             cameras.intrinsics(width, height),
             width,
@@ -131,8 +133,9 @@ class Gaussians:
             sh_degree=self.sh_degree,
             backgrounds=backgrounds,
             antialiased=antialiased,
+            activated=False,
         )
-        return Views(out.rgb, out.alpha, out.depth, out.radii, activated, state)
+        return Views(out.rgb, out.alpha, out.depth, out.radii, state)
 
     def update(
         self,
@@ -159,20 +162,26 @@ class Gaussians:
                 costs nothing (both penalties as in 3DGS-MCMC, arXiv 2404.09591).
             beta1, beta2: Adam's decays.
         """
-        activated = views.activated
-        grads = rasterize_backward(views.state, grad_rgb, grad_alpha)
-        opacities = activated.opacities
-        raw = {
-            "means": grads.means,
-            "quats": grads.quats,
-            "log_scales": (grads.scales + scale_penalty) * activated.scales,
-            "logit_opacities": (grads.opacities + opacity_penalty) * opacities * (1 - opacities),
-            "sh": grads.colors,
-        }
-        for name in PARAMETERS:
-            moments = self.exp_avg[name], self.exp_avg_sq[name]
-            rate = getattr(learning_rates, name)
-            adam(getattr(self, name), raw[name], *moments, step, rate, beta1=beta1, beta2=beta2)
+        grads = rasterize_backward(
+            views.state,
+            grad_rgb,
+            grad_alpha,
+            opacity_penalty=opacity_penalty,
+            scale_penalty=scale_penalty,
+            of_cameras=False,
+        )
+        raw = (grads.means, grads.quats, grads.scales, grads.opacities, grads.colors)
+        groups = [
+            AdamGroup(
+                getattr(self, name),
+                grad,
+                self.exp_avg[name],
+                self.exp_avg_sq[name],
+                getattr(learning_rates, name),
+            )
+            for name, grad in zip(PARAMETERS, raw, strict=True)
+        ]
+        adam_groups(groups, step, beta1=beta1, beta2=beta2, skip=views.state.overflow)
         if self.sh_degree == 0:
             limit = (0.5 - COLOR_MARGIN) / SH_C0
             self.sh.clamp_(-limit, limit)

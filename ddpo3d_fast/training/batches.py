@@ -48,8 +48,8 @@ class Batches:
     def draw(self, count: int, drop_caption: float = 0.1) -> Batch:
         """A batch: 85 % name a colour, 20 % of objects with a second material name its colour too.
 
-        Every view word is as likely as the others; the word is left out 20 % of the time, the camera 40 %, and everything with probability
-        `drop_caption`.
+        Every view word is as likely as the others; the word is left out 20 % of the time, the camera 40 %,
+        and everything with probability `drop_caption`.
         """
         picked = torch.multinomial(self.weights, count, replacement=True, generator=self.generator)
         thing, colors = self.classes[picked], len(COLOR_NAMES)

@@ -108,7 +108,7 @@ def load_sources(folder: Path, seed: int) -> tuple[ViewSource, ViewSource]:
     FileNotFoundError without shards, ValueError with too few of them.
     """
     masks, classes, cameras = load_shards(folder)
-    shards = len([p for p in folder.glob("shard-*.npz") if ".partial" not in p.name])
+    shards = len(list(folder.glob("shard-*.npz")))
     if shards <= HELD_OUT_SHARDS:
         raise ValueError(
             f"{folder}: expected more than {HELD_OUT_SHARDS} shards, the last are held out; found {shards}"

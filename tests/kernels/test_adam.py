@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpo3d_fast.kernels import get_num_threads, set_num_threads
-from ddpo3d_fast.kernels.adam import adam
+from ddpo3d_fast.kernels.adam import AdamGroup, adam, adam_groups
 
 
 def run(param, grads, **options):
@@ -98,6 +98,70 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads():
 
 def test_empty_parameters_are_no_special_case():
     run(torch.zeros(0, 3), [torch.zeros(0, 3)], lr=0.1)
+
+
+def groups_of_two(seed=0):
+    param, grads = problem((20, 3), steps=3, seed=seed)
+    rates = torch.linspace(0, 0.1, 20)
+    return [
+        AdamGroup(param.clone(), grads[0], grads[1].abs(), grads[2].abs(), 0.1),
+        AdamGroup(param.clone(), grads[0], grads[1].abs(), grads[2].abs(), rates),
+    ]
+
+
+def test_groups_equal_one_call_per_group():
+    together, apart = groups_of_two(), groups_of_two()
+    adam_groups(together, 7, beta1=0.8, beta2=0.95, eps=1e-8)
+    for group in apart:
+        adam(*group[:4], 7, group.lr, beta1=0.8, beta2=0.95, eps=1e-8)
+    for got, expected in zip(together, apart, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got[:4], expected[:4], strict=True))
+
+
+def test_step_rate_scale_and_skip_may_be_tensors():
+    got, expected, untouched = groups_of_two(), groups_of_two(), groups_of_two()
+    flag = torch.zeros(1, dtype=torch.int32)
+    adam_groups(got, torch.tensor([7]), rate_scale=torch.tensor([0.5]), skip=flag)
+    adam_groups(got, torch.tensor(8), rate_scale=torch.tensor([0.5]), skip=flag + 1)
+    adam_groups([group._replace(lr=group.lr * 0.5) for group in expected], 7)
+    for a, b, c in zip(got, expected, untouched, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+        assert not torch.equal(a.param, c.param)
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "error", "message"),
+    [
+        ({"exp_avg": [1.0]}, {}, TypeError, r"^groups\[1\].exp_avg: expected a torch tensor, got list"),
+        (
+            {"grad": torch.zeros(2)},
+            {},
+            ValueError,
+            r"^groups\[1\].grad: expected the shape \(20, 3\) of param",
+        ),
+        ({"lr": -1.0}, {}, ValueError, r"^groups\[1\].lr: expected 0 or more, got -1.0"),
+        ({}, {"step": torch.tensor(0)}, ValueError, "^step: expected 1 or more, got 0"),
+        (
+            {},
+            {"step": torch.tensor(1.0)},
+            ValueError,
+            "^step: expected one torch.int64 on cpu, got 1 of torch.f",
+        ),
+        ({}, {"rate_scale": 0.5}, TypeError, "^rate_scale: expected a torch tensor, got float"),
+        (
+            {},
+            {"skip": torch.zeros(2, dtype=torch.int32)},
+            ValueError,
+            "^skip: expected one torch.int32 on cpu",
+        ),
+    ],
+)
+def test_a_bad_group_is_one_line_and_no_group_is_updated(group, options, error, message):
+    groups, before = groups_of_two(), groups_of_two()
+    with pytest.raises(error, match=message) as caught:
+        adam_groups([groups[0], groups[1]._replace(**group)], **({"step": 1} | options))
+    assert "\n" not in str(caught.value)
+    assert torch.equal(groups[0].param, before[0].param)
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,16 @@ def test_noninfected_items_survive_a_nan_prediction():
     assert ill.clean[1].isnan().sum() == 1
 
 
+@pytest.mark.parametrize("offset", [1, -3, 2**62])
+def test_a_stream_offset_is_added_modulo_two_to_the_64(offset):
+    number, base = torch.tensor([offset]), 2**64 - 2
+    expected = ops.philox_normal((9,), 1, (base + offset) % 2**64)
+    assert torch.equal(ops.philox_normal((9,), 1, base, stream_offset=number), expected)
+    clean = torch.zeros(1, 9)
+    noisy = ops.add_noise(clean, torch.full((1,), 1e-30), 1, base, stream_offset=number)
+    assert torch.equal(noisy[0], expected)
+
+
 GOOD = {
     "noisy": torch.zeros(4, 2),
     "pred_cond": torch.zeros(4, 2),
@@ -373,10 +383,19 @@ CALLS = {
         ("noise", "seed", -1, ValueError, "expected 0 <= seed < 2"),
         ("noise", "stream", 2**64, ValueError, "expected 0 <= stream < 2"),
         ("noise", "seed", 1.5, TypeError, "expected an int, got float"),
+        ("noise", "stream_offset", torch.ones(1), ValueError, "expected one torch.int64 on cpu, got 1 of "),
+        ("noise", "stream_offset", 3, TypeError, "expected a torch tensor, got int"),
+        ("noise", "device", "meta", ValueError, "expected a CPU or CUDA tensor, got one on meta"),
         ("add", "latents", [1.0], TypeError, "expected a torch tensor, got list"),
         ("add", "latents", torch.zeros(2, 3).double(), TypeError, "expected float32, .*got torch.float64"),
         ("add", "latents", torch.tensor(1.0), ValueError, "got a scalar"),
-        ("add", "latents", torch.zeros(2, 3, device="meta"), ValueError, "on the CPU, got one on meta"),
+        (
+            "add",
+            "latents",
+            torch.zeros(2, 3, device="meta"),
+            ValueError,
+            "a CPU or CUDA tensor, got one on meta",
+        ),
         ("add", "actions", 0, ValueError, "expected 1 or more, got 0"),
         ("add", "actions", True, TypeError, "expected an int, got bool"),
         ("add", "alphas_cumprod", torch.ones(3), ValueError, r"expected shape \(4,\), got \(3,\)"),

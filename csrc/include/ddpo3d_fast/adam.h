@@ -19,4 +19,22 @@ struct AdamParams {
 
 void adam(const AdamParams &params);
 
+// ---- the same on a GPU
+// ------------------------------------------------------------------------------------------------
+
+// Numbers in device memory: a captured graph freezes those in AdamParams and reads these at every replay.
+struct AdamDeviceValues {
+  const int64_t *step;     // replaces AdamParams::step; null: that one
+  const float *rate_scale; // multiplies every learning rate; null: 1
+  const uint32_t *skip;    // where it is not 0 nothing is updated; null: update
+};
+
+constexpr int max_adam_groups = 8;
+
+// Updates `count` groups, at most max_adam_groups, in one launch on `cuda_stream`, a cudaStream_t. The
+// pointers in the groups are device pointers, `groups` itself is not. Values are not checked: a step below 1
+// or a negative rate gives what the formula gives. std::invalid_argument for too many groups,
+// std::runtime_error if the launch fails.
+void adam_cuda(const AdamParams *groups, int count, const AdamDeviceValues &device_values, void *cuda_stream);
+
 } // namespace ddpo3d_fast

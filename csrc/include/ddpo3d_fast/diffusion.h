@@ -65,4 +65,23 @@ void add_noise(const AddNoiseParams &params);
 void denoise_action(const DenoiseActionParams &params);
 void score_residual(const ScoreResidualParams &params);
 
+// ---- the same on a GPU
+// ------------------------------------------------------------------------------------------------
+//
+// Every pointer is a device pointer; `cuda_stream` is a cudaStream_t, on which the work is queued and not
+// waited for. `stream_offset` is one number in device memory that is added to all stream numbers of the
+// noise: a captured graph freezes the numbers in `params` and reads this one at every replay. Null: 0.
+// Values are not checked: an abar outside (0, 1] gives what the formulas give, NaN or infinity.
+// std::runtime_error if a launch fails.
+
+void philox_normal_cuda(const PhiloxNormalParams &params, const uint64_t *stream_offset, void *cuda_stream);
+void add_noise_cuda(const AddNoiseParams &params, const uint64_t *stream_offset, void *cuda_stream);
+
+// One launch, and a second small one where log_prob is wanted, which needs `squares`.
+void denoise_action_cuda(const DenoiseActionParams &params, double *squares, const uint64_t *stream_offset,
+                         void *cuda_stream);
+int64_t denoise_action_squares(int64_t items, int64_t dims); // how many doubles `squares` must hold
+
+void score_residual_cuda(const ScoreResidualParams &params, const uint64_t *stream_offset, void *cuda_stream);
+
 } // namespace ddpo3d_fast

@@ -1,5 +1,5 @@
-// The Gaussian rasterizer for C++ programs: plain pointers and sizes. All arrays are contiguous float32 in
-// row order.
+// The Gaussian rasterizer for C++ programs: plain pointers and sizes, a stream for CUDA. All arrays are
+// contiguous float32 in row order; those of the CUDA functions lie in device memory.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@ struct RasterizeParams {
   float near, far;              // Gaussians whose camera z is not between them are culled
   const float *means;           // [N, 3]
   const float *quats;           // [N, 4] w, x, y, z; any length but zero
+  bool activated;               // false: scales are logarithms and opacities logits, and so their gradients
   const float *scales;          // [N, 3] standard deviations
   const float *opacities;       // [N]
   const float *colors;          // [N, 3], or [N, (sh_degree + 1)², 3]
@@ -33,10 +34,16 @@ struct RasterizeOutputs {
   int32_t *radii; // [C, N] pixels, 0 where nothing is drawn
 };
 
+struct Penalties { // weights in the loss
+  float opacity;   // of Σ opacities
+  float scale;     // of Σ scales
+};
+
 struct RasterizeUpstream {
   const float *rgb;   // [C, H, W, 3] d(loss)/d(rgb), or null for zero; so the others
   const float *alpha; // [C, H, W]
   const float *depth; // [C, H, W]
+  Penalties penalties;
 };
 
 struct RasterizeGradients { // a null pointer: not wanted
@@ -76,5 +83,42 @@ void rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs
 // the gradients asked for is written. Same inputs, same bits, whatever the number of threads.
 void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstream &upstream,
                             const RasterizeGradients &gradients, const RasterizeState &state);
+
+// ---- CUDA. Nothing is allocated, copied to the host or waited for: the caller brings the memory.
+
+struct RasterizePlan { // how, not what: the images are the same to the bit, the gradients to rounding
+  int tile;            // px, the side of a tile: 8 or 16
+  bool buckets;        // backward with a thread a Gaussian, in buckets of 32 of a tile's list; else a pixel
+};
+
+struct RasterizeMemory {
+  RasterizePlan plan;
+  void *state;         // [rasterize_state_bytes_cuda], kept for the backward pass
+  void *entries;       // [rasterize_entries_bytes_cuda], kept for the backward pass
+  int64_t max_entries; // Gaussian-tile pairs that `entries` has room for, below 2^32
+  uint64_t *mirror;    // [2], host memory that the device can write, or null: pairs needed, longest list
+};
+
+// The plan that suits the images.
+RasterizePlan rasterize_plan_cuda(const RasterizeParams &params);
+int64_t rasterize_state_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan);
+int64_t rasterize_entries_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
+                                     int64_t max_entries);
+int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
+                                     int64_t max_entries);
+
+// The forward pass in two parts. The first projects and counts (`entries` is not touched) and writes how many
+// pairs are needed to mirror[0]; a caller that waits for it can make room. The second blends. Where
+// max_entries is too small it writes NaN images, the backward pass zero gradients, and state's first word, an
+// unsigned 32-bit number, is not zero: an optimiser that skips its step then makes the step repeatable.
+void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, const RasterizeMemory &memory,
+                            void *stream);
+void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs,
+                          const RasterizeMemory &memory, void *stream);
+
+// As rasterize_backward_cpu; `scratch` holds rasterize_scratch_bytes_cuda.
+void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstream &upstream,
+                             const RasterizeGradients &gradients, const RasterizeMemory &memory,
+                             void *scratch, void *stream);
 
 } // namespace ddpo3d_fast

@@ -1,0 +1,82 @@
+// pybind11 bindings of the CUDA rasterizer: addresses, sizes and a stream in, nothing else.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "bindings.h"
+
+namespace py = pybind11;
+using namespace ddpo3d_fast;
+
+void bind_cuda_rasterizer(py::module_ &module) {
+  py::class_<RasterizePlan>(module, "RasterizePlan", py::module_local())
+      .def(py::init([](int tile, bool buckets) {
+             if (tile != 8 && tile != 16)
+               throw py::value_error("tile: expected 8 or 16, got " + std::to_string(tile));
+             return RasterizePlan{tile, buckets};
+           }),
+           py::arg("tile"), py::arg("buckets"))
+      .def_readonly("tile", &RasterizePlan::tile)
+      .def_readonly("buckets", &RasterizePlan::buckets);
+
+  py::class_<RasterizeMemory>(module, "RasterizeMemory", py::module_local())
+      .def(py::init([](const RasterizePlan &plan, std::uintptr_t state, std::uintptr_t entries,
+                       int64_t max_entries, std::uintptr_t mirror) {
+             return RasterizeMemory{plan, pointer<void>(state), pointer<void>(entries), max_entries,
+                                    pointer<uint64_t>(mirror)};
+           }),
+           py::kw_only(), py::arg("plan"), py::arg("state"), py::arg("entries"), py::arg("max_entries"),
+           py::arg("mirror"));
+
+  module.def("rasterize_plan_cuda", &rasterize_plan_cuda, py::arg("params"));
+  module.def("rasterize_state_bytes_cuda", &rasterize_state_bytes_cuda, py::arg("params"), py::arg("plan"));
+  module.def("rasterize_entries_bytes_cuda", &rasterize_entries_bytes_cuda, py::arg("params"),
+             py::arg("plan"), py::arg("max_entries"));
+  module.def("rasterize_scratch_bytes_cuda", &rasterize_scratch_bytes_cuda, py::arg("params"),
+             py::arg("plan"), py::arg("max_entries"));
+
+  module.def(
+      "rasterize_project_cuda",
+      [](const RasterizeParams &params, const RasterizeMemory &memory, std::uintptr_t radii,
+         std::uintptr_t stream) {
+        py::gil_scoped_release release;
+        rasterize_project_cuda(params, pointer<int32_t>(radii), memory, pointer<void>(stream));
+      },
+      py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("radii"), py::arg("stream"));
+
+  module.def(
+      "rasterize_blend_cuda",
+      [](const RasterizeParams &params, const RasterizeMemory &memory, std::uintptr_t rgb,
+         std::uintptr_t alpha, std::uintptr_t depth, std::uintptr_t stream) {
+        py::gil_scoped_release release;
+        rasterize_blend_cuda(params,
+                             {pointer<float>(rgb), pointer<float>(alpha), pointer<float>(depth), nullptr},
+                             memory, pointer<void>(stream));
+      },
+      py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("rgb"), py::arg("alpha"), py::arg("depth"),
+      py::arg("stream"));
+
+  module.def(
+      "rasterize_backward_cuda",
+      [](const RasterizeParams &params, const RasterizeMemory &memory, std::uintptr_t grad_rgb,
+         std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, float scale_penalty,
+         std::uintptr_t means, std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities,
+         std::uintptr_t colors, std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d,
+         std::uintptr_t scratch, std::uintptr_t stream) {
+        py::gil_scoped_release release;
+        rasterize_backward_cuda(params,
+                                {pointer<const float>(grad_rgb),
+                                 pointer<const float>(grad_alpha),
+                                 pointer<const float>(grad_depth),
+                                 {opacity_penalty, scale_penalty}},
+                                {pointer<float>(means), pointer<float>(quats), pointer<float>(scales),
+                                 pointer<float>(opacities), pointer<float>(colors),
+                                 pointer<float>(backgrounds), pointer<float>(viewmats),
+                                 pointer<float>(means2d)},
+                                memory, pointer<void>(scratch), pointer<void>(stream));
+      },
+      py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("grad_rgb"), py::arg("grad_alpha"),
+      py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("scale_penalty"), py::arg("means"),
+      py::arg("quats"), py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"),
+      py::arg("viewmats"), py::arg("means2d"), py::arg("scratch"), py::arg("stream"));
+}

@@ -1,0 +1,122 @@
+// Stage 4 of the CUDA rasterizer: every tile sorts its list and blends it, front to back. A block is a tile,
+// a warp 8 x 4 of its pixels, which skips the Gaussians whose ellipse does not touch them.
+#include "launch.cuh"
+#include "rasterizer_state.cuh"
+#include "sort_list.cuh"
+
+namespace ddpo3d_fast {
+namespace {
+
+constexpr int kResidentThreads =
+    1024; // a multiprocessor's, at least; told no number, ptxas saves registers by spills
+
+template <int tile, bool buckets>
+__global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
+    blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs, uint64_t *mirror) {
+  constexpr int threads = tile * tile, batch = threads;
+  const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
+                 within = list % uint32_t(state.tiles);
+  const uint32_t tiles_x = uint32_t(state.tiles_x);
+  const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
+  const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
+  if (list == 0 && t == 0 && mirror)
+    mirror[1] = state.counters->longest;
+  if (state.counters->overflow) {
+    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
+    if (pixel.inside) {
+      const float nan = __int_as_float(0x7fc00000);
+      for (int c = 0; c < 3; ++c)
+        outputs.rgb[3 * pixel.index + c] = nan;
+      outputs.alpha[pixel.index] = outputs.depth[pixel.index] = nan;
+    }
+    return;
+  }
+  const int32_t count = int32_t(state.tile_count[list]);
+  const int64_t begin = state.tile_begin[list];
+  sort_list<threads, 4 * threads>(state.entries + begin, state.sorted + begin, count);
+
+  DDPO3D_SHARED(TileSplat[batch], splats);
+  const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
+  const float cut = float(kLog2AlphaCut), most = float(kAlphaMax), least = float(kTransmittanceMin);
+  float transmittance = 1.0f, red = 0.0f, green = 0.0f, blue = 0.0f, depth = 0.0f;
+  int32_t stop = pixel.inside ? kNeverStopped : 0; // pixels beyond the edge have stopped before they began
+  bool live = pixel.inside;
+  const uint32_t first_bucket = buckets ? state.bucket_begin[list] : 0;
+  if (buckets)
+#pragma unroll 1
+    for (int32_t b = t; b < (count + kWarp - 1) / kWarp; b += threads)
+      state.bucket_tile[first_bucket + b] = list;
+  for (int32_t first = 0; first < count; first += batch) {
+    if (!__syncthreads_or(live))
+      break;
+    const int32_t m = count - first < batch ? count - first : batch;
+    if (t < m) {
+      const DeviceEntry entry = state.sorted[begin + first + t];
+      splats[t] =
+          tile_splat<tile>(state.projected[camera * params.num_gaussians + entry.gaussian], entry, x0, y0);
+    }
+    __syncthreads();
+    for (int32_t group = 0; group < m && __any_sync(kAllLanes, live); group += kWarp) {
+      if (buckets && live) {
+        const int64_t bucket = first_bucket + (first + group) / kWarp;
+        const int within_tile = (pixel.y - y0) * tile + pixel.x - x0;
+        float *before = state.before + (bucket * tile * tile + within_tile) * kBefore;
+        before[0] = red;
+        before[1] = green;
+        before[2] = blue;
+        before[3] = depth;
+        before[4] = transmittance;
+      }
+      const bool touches = group + lane < m && (splats[group + lane].mask >> warp & 1u);
+      for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits; hits &= hits - 1) {
+        const int32_t k = group + __ffs(int(hits)) - 1;
+        const Splat s = splat_of(splats[k]);
+        const Falloff<float> f = falloff<float>(s, pixel.from_x, pixel.from_y);
+        if (!live || f.log2_alpha < cut)
+          continue;
+        const float unclamped = exp2_fast(f.log2_alpha);
+        const Composite<float> c = composite(unclamped < most ? unclamped : most, transmittance);
+        if (c.transmittance <= least) {
+          stop = first + k;
+          live = false;
+          continue;
+        }
+        transmittance = c.transmittance;
+        red = fma(c.weight, s.red, red);
+        green = fma(c.weight, s.green, green);
+        blue = fma(c.weight, s.blue, blue);
+        depth = fma(c.weight, s.depth, depth);
+      }
+    }
+  }
+
+  if (!pixel.inside)
+    return;
+  const float *background = params.backgrounds ? params.backgrounds + 3 * camera : nullptr;
+  outputs.rgb[3 * pixel.index] = red + transmittance * (background ? background[0] : 0.0f);
+  outputs.rgb[3 * pixel.index + 1] = green + transmittance * (background ? background[1] : 0.0f);
+  outputs.rgb[3 * pixel.index + 2] = blue + transmittance * (background ? background[2] : 0.0f);
+  outputs.alpha[pixel.index] = 1.0f - transmittance;
+  outputs.depth[pixel.index] = depth;
+  state.transmittance[pixel.index] = transmittance;
+  state.stop[pixel.index] = stop;
+  if (buckets)
+    state.colors[pixel.index] = make_float4(red, green, blue, depth);
+}
+
+} // namespace
+
+void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs,
+                          const RasterizeMemory &memory, void *stream) {
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  const DeviceState state = device_state(params, memory);
+  launch_scatter(params, state, memory.plan.tile, on);
+  const auto kernel = memory.plan.tile == 8
+                          ? memory.plan.buckets ? blend_kernel<8, true> : blend_kernel<8, false>
+                      : memory.plan.buckets ? blend_kernel<16, true>
+                                            : blend_kernel<16, false>;
+  launch("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
+         dim3(uint32_t(memory.plan.tile * memory.plan.tile)), 0, on, params, state, outputs, memory.mirror);
+}
+
+} // namespace ddpo3d_fast

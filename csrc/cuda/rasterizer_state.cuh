@@ -1,0 +1,197 @@
+// What the stages of the CUDA rasterizer hand to each other, and where it lies in the caller's memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "ddpo3d_fast/rasterizer.h"
+#include "maths/blend.h"
+#include "maths/ellipse.h"
+
+namespace ddpo3d_fast {
+
+constexpr int kBlockWidth = 8, kBlockHeight = 4; // px: a warp's pixels; an entry has a bit for each block
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int32_t kNeverStopped = INT32_MAX;
+constexpr int kProjectThreads = 128;
+constexpr int kGradientThreads = 128;
+
+struct alignas(16) DeviceGaussian {
+  double x, y; // pixels
+  float w11, w12, w22, log2_opacity;
+  float red, green, blue, depth;
+};
+
+struct alignas(16) DeviceEntry { // a tile's Gaussian
+  uint32_t depth_bits;           // of a positive float: they order as it does
+  uint32_t gaussian;
+  uint32_t slot; // where the backward pass puts this entry's partial gradient: a Gaussian's lie side by side
+  uint32_t mask; // the blocks that it may touch
+};
+
+// Sums over the pixels of one tile entry, handed from tiles to Gaussians in the backward pass.
+struct alignas(16) DeviceEntryGradient {
+  float v, u1, u2, u11; // Moments, blend.h
+  float u12, u22, red, green;
+  float blue, depth, unused[2];
+};
+
+struct DeviceCounters {
+  uint32_t overflow;         // whether more entries were needed than there is room for
+  uint32_t longest;          // list of a tile
+  unsigned long long needed; // entries of all tiles
+  unsigned long long placed; // entries of the tiles that have their place already
+  uint32_t buckets;          // of all tiles
+};
+
+struct DeviceState {
+  int64_t tiles_x, tiles; // a camera
+  int64_t max_entries;
+  DeviceCounters *counters;  // this and the next two are one block, zeroed before every pass
+  uint32_t *tile_count;      // [C · tiles] entries
+  uint32_t *tile_cursor;     // [C · tiles] entries written so far
+  uint32_t *tile_begin;      // [C · tiles] into entries and sorted
+  DeviceGaussian *projected; // [C · N]
+  Ellipse *ellipses;         // [C · N]
+  uint32_t *first_slot;      // [C · N]
+  uint32_t *num_slots;       // [C · N] 0: not drawn
+  float *transmittance;      // [C · H · W] at the end
+  int32_t *stop;             // [C · H · W] entries of the tile's list before blending stopped
+  DeviceEntry *entries;      // [max_entries] as they came
+  DeviceEntry *sorted;       // [max_entries] a tile's front to back
+  // For a backward pass with buckets, of kWarp entries of a tile's list:
+  uint32_t *bucket_begin; // [C · tiles] a tile's first bucket
+  uint32_t *bucket_tile;  // [max_buckets] whose list it is of
+  float4 *colors;         // [C · H · W] Σ weight (red, green, blue, depth), no background
+  float *before;          // [max_buckets, tile² pixels row by row, 5] red, green, blue, depth, transmittance
+};
+
+// Hands out aligned pieces of a block of memory; with a null block it only counts.
+class Carver {
+public:
+  explicit Carver(void *block) : begin(static_cast<char *>(block)) {}
+
+  template <class T> T *take(int64_t count) {
+    const int64_t offset = used;
+    used += (count * int64_t(sizeof(T)) + 255) / 256 * 256;
+    return begin ? reinterpret_cast<T *>(begin + offset) : nullptr;
+  }
+
+  int64_t bytes() const { return used; }
+
+private:
+  char *begin;
+  int64_t used = 0;
+};
+
+inline int64_t blocks_for(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
+
+inline DeviceState carve_state(const RasterizeParams &params, const RasterizePlan &plan, void *block,
+                               int64_t &bytes, int64_t &zeroed_bytes) {
+  DeviceState s = {};
+  s.tiles_x = blocks_for(params.width, plan.tile);
+  s.tiles = s.tiles_x * blocks_for(params.height, plan.tile);
+  const int64_t tiles = params.num_cameras * s.tiles, views = params.num_cameras * params.num_gaussians;
+  const int64_t pixels = params.num_cameras * params.width * params.height;
+  Carver carver(block);
+  s.counters = carver.take<DeviceCounters>(1);
+  s.tile_count = carver.take<uint32_t>(tiles);
+  s.tile_cursor = carver.take<uint32_t>(tiles);
+  zeroed_bytes = carver.bytes();
+  s.tile_begin = carver.take<uint32_t>(tiles);
+  s.projected = carver.take<DeviceGaussian>(views);
+  s.ellipses = carver.take<Ellipse>(views);
+  s.first_slot = carver.take<uint32_t>(views);
+  s.num_slots = carver.take<uint32_t>(views);
+  s.transmittance = carver.take<float>(pixels);
+  s.stop = carver.take<int32_t>(pixels);
+  s.bucket_begin = carver.take<uint32_t>(plan.buckets ? tiles : 0);
+  s.colors = carver.take<float4>(plan.buckets ? pixels : 0);
+  bytes = carver.bytes();
+  return s;
+}
+
+constexpr int kBefore = 5; // floats a pixel and bucket
+
+// Every list but the shortest wastes part of a bucket.
+inline int64_t max_buckets(const RasterizeParams &params, const DeviceState &state, int64_t max_entries) {
+  return max_entries / kWarp + params.num_cameras * state.tiles;
+}
+
+inline void carve_entries(const RasterizeParams &params, const RasterizePlan &plan, int64_t max_entries,
+                          void *block, DeviceState &state, int64_t &bytes) {
+  Carver carver(block);
+  const int64_t buckets = plan.buckets ? max_buckets(params, state, max_entries) : 0;
+  state.max_entries = max_entries;
+  state.entries = carver.take<DeviceEntry>(max_entries);
+  state.sorted = carver.take<DeviceEntry>(max_entries);
+  state.bucket_tile = carver.take<uint32_t>(buckets);
+  state.before = carver.take<float>(buckets * plan.tile * plan.tile * kBefore);
+  bytes = carver.bytes();
+}
+
+inline DeviceState device_state(const RasterizeParams &params, const RasterizeMemory &memory) {
+  int64_t bytes, zeroed_bytes;
+  DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
+  carve_entries(params, memory.plan, memory.max_entries, memory.entries, state, bytes);
+  return state;
+}
+
+// A Gaussian as one tile sees it (Splat of blend.h), laid out for 128-bit loads.
+struct alignas(16) TileSplat {
+  float w11, w12, w22, u1;
+  float u2, log2_opacity, red, green;
+  float blue, depth;
+  uint32_t mask, slot;
+};
+
+template <int tile>
+__device__ inline TileSplat tile_splat(const DeviceGaussian &g, const DeviceEntry &entry, int x0, int y0) {
+  // In double precision: a needle's whitened offset is the small difference of large products.
+  const double dx = x0 + 0.5 * tile - g.x, dy = y0 + 0.5 * tile - g.y;
+  return {g.w11,
+          g.w12,
+          g.w22,
+          float(g.w11 * dx + g.w12 * dy),
+          float(g.w22 * dy),
+          g.log2_opacity,
+          g.red,
+          g.green,
+          g.blue,
+          g.depth,
+          entry.mask,
+          entry.slot};
+}
+
+__device__ inline Splat splat_of(const TileSplat &s) {
+  return {s.w11, s.w12, s.w22, s.u1, s.u2, s.log2_opacity, s.red, s.green, s.blue, s.depth};
+}
+
+// The pixel of a thread of a tile: a warp has a block of 8 x 4, blocks row by row.
+template <int tile> struct TilePixel {
+  int x, y;             // in the image
+  float from_x, from_y; // its centre from the tile's centre
+  bool inside;          // the image
+  int64_t index;        // in [C, H, W]
+};
+
+template <int tile>
+__device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int64_t camera, int x0, int y0) {
+  constexpr int per_row = tile / kBlockWidth;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int x = warp % per_row * kBlockWidth + lane % kBlockWidth;
+  const int y = warp / per_row * kBlockHeight + lane / kBlockWidth;
+  TilePixel<tile> p;
+  p.x = x0 + x;
+  p.y = y0 + y;
+  p.from_x = x + 0.5f - 0.5f * tile;
+  p.from_y = y + 0.5f - 0.5f * tile;
+  p.inside = p.x < params.width && p.y < params.height;
+  p.index = (camera * params.height + p.y) * params.width + p.x;
+  return p;
+}
+
+// The lists, unsorted; blend.cu calls it (project.cu).
+void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream);
+
+} // namespace ddpo3d_fast

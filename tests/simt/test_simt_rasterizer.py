@@ -1,0 +1,196 @@
+"""The CUDA rasterizer's sources, run on the CPU by the SIMT host emulator: the promises of the CPU backend's
+tests hold for them too, whatever the order of threads and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from kernels import test_rasterizer
+from kernels.scenes import SCENES, Scene, random_scene
+from kernels.test_rasterizer import (  # noqa: F401  (collected here as well, and run on the emulated backend)
+    test_a_logarithm_that_is_not_finite_gets_no_gradient,
+    test_arguments_that_are_not_contiguous_give_the_same_image,
+    test_autograd_gives_what_the_pair_without_a_graph_gives,
+    test_each_output_alone_has_exact_gradients,
+    test_equal_depths_are_drawn_in_the_order_of_their_numbers,
+    test_images_and_every_gradient_match_the_float64_oracle,
+    test_logarithms_and_logits_get_the_gradients_of_the_activations,
+    test_the_backward_pass_can_be_repeated,
+    test_unused_sh_bands_are_neither_read_nor_given_a_gradient,
+    truths,
+)
+from kernels.test_rasterizer_input import (  # noqa: F401
+    test_a_gaussian_that_is_not_finite_leaves_the_others_alone,
+    test_images_of_no_pixels_are_empty_and_their_gradients_zero,
+    test_more_gaussians_in_one_pixel_than_a_batch_holds,
+    test_no_cameras_give_no_images,
+    test_one_giant_gaussian_is_drawn_everywhere,
+    test_render_from_a_camera_that_is_not_finite_equals_background,
+    test_render_of_gaussians_that_are_not_finite_equals_background,
+    test_scenes_with_nothing_to_draw_equal_background,
+)
+
+from ddpo3d_fast import kernels
+from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.kernels.rasterizer import cuda_plan
+
+from . import build
+
+
+@pytest.fixture(scope="module")
+def simt() -> ModuleType:
+    return build.load()
+
+
+@pytest.fixture(
+    params=[(8, False), (16, False), (8, True), (16, True)],
+    ids=["tile8-pixels", "tile16-pixels", "tile8-buckets", "tile16-buckets"],
+)
+def plan(request: pytest.FixtureRequest) -> tuple[int, bool]:
+    """Side of the tiles, and whether the backward pass works with buckets."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def emulated(simt: ModuleType, plan: tuple[int, bool], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """CPU tensors go through the emulated CUDA functions."""
+    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
+    monkeypatch.setattr(_backend, "backend", lambda device: simt)
+    simt.set_order(0, "in_order")
+    simt.reset_counters()
+    with cuda_plan(*plan):
+        yield
+    simt.set_order(0, "in_order")
+
+
+def everything(scene: Scene, capacity: kernels.TileCapacity | None = None) -> dict[str, torch.Tensor]:
+    out, state = kernels.rasterize_forward(**scene.arguments(), capacity=capacity)
+    safe = torch.ones(scene.cameras, scene.height, scene.width, dtype=torch.bool)
+    weights = test_rasterizer.loss_weights(scene, safe)
+    grads = kernels.rasterize_backward(state, weights["rgb"], weights["alpha"], weights["depth"])
+    return out._asdict() | {f"grad_{name}": grad for name, grad in grads._asdict().items()}
+
+
+@pytest.mark.parametrize("blocks", ["in_order", "shuffled", "interleaved"])
+@pytest.mark.parametrize("name", ["cameras", "sh1", "layers"])
+def test_any_order_of_threads_and_blocks_gives_the_same_bits(
+    simt: ModuleType, name: str, blocks: str
+) -> None:
+    expected = everything(SCENES[name])
+    for seed in range(1, 9):
+        simt.set_order(seed, blocks)
+        for key, value in everything(SCENES[name]).items():
+            assert value.equal(expected[key]), (seed, key)
+
+
+@pytest.mark.parametrize("name", ["cameras", "many", "sh3", "antialiased_sh"])
+def test_the_two_backends_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    actual = everything(SCENES[name])
+    monkeypatch.undo()
+    for key, value in everything(SCENES[name]).items():
+        if key == "radii":
+            assert value.equal(actual[key])
+        else:
+            assert (value - actual[key]).norm() <= 1e-6 * value.norm(), key
+
+
+def test_a_list_longer_than_shared_memory_sorts_is_in_order(plan: tuple[int, bool]) -> None:
+    tile = plan[0]
+    count = {8: 700, 16: 2600}[tile]  # three runs
+    scene = random_scene(40, count=count, scale=(1.0, 2.0), opacity=(0.006, 0.008), width=4, height=4)
+    assert (everything(scene)["radii"] > 0).sum() > 2.1 * 4 * tile**2
+    truth = test_rasterizer.expect(scene)
+    found = test_rasterizer.errors(test_rasterizer.compute(scene, truth["safe"]), truth)
+    assert max(found.values()) <= test_rasterizer.TOLERANCE, found
+
+
+def test_launches_of_a_step_and_no_wait_for_the_device(simt: ModuleType, plan: tuple[int, bool]) -> None:
+    for cameras in (1, 4):
+        scene = random_scene(41, cameras=cameras)
+        simt.reset_counters()
+        _, state = kernels.rasterize_forward(**scene.arguments(), capacity=kernels.TileCapacity())
+        kernels.rasterize_backward(state, torch.ones(cameras, 48, 48, 3), of_cameras=False)
+        counters = simt.counters()
+        assert counters["launches"] == [
+            "rasterize project",
+            "rasterize ranges",
+            "rasterize scatter",
+            "rasterize blend",
+            "rasterize bucket vjp" if plan[1] else "rasterize blend vjp",
+            "rasterize gaussians vjp",
+        ]
+        assert counters["memsets"] == 1
+        assert counters["synchronizations"] == counters["copies"] == counters["allocations"] == 0
+
+
+def test_a_capacity_that_suffices_changes_no_bit() -> None:
+    scene = SCENES["sh2"]
+    capacity = kernels.TileCapacity()
+    expected, actual = everything(scene), everything(scene, capacity)
+    assert all(value.equal(actual[key]) for key, value in expected.items())
+    assert 0 < capacity.needed <= capacity.entries
+    assert not capacity.overflowed
+
+
+def test_too_small_a_capacity_is_flagged_and_grows_to_fit() -> None:
+    scene = SCENES["plain"]
+    capacity = kernels.TileCapacity(10)
+    out, state = kernels.rasterize_forward(**scene.arguments(), capacity=capacity)
+    assert state.overflow is not None
+    assert state.overflow.item() != 0
+    assert out.rgb.isnan().all()
+    grads = kernels.rasterize_backward(state, torch.ones_like(out.rgb))
+    assert all(not grad.any() for grad in grads)
+    assert capacity.overflowed
+    assert capacity.grow()
+    assert not capacity.overflowed
+    assert all(value.equal(everything(scene, capacity)[key]) for key, value in everything(scene).items())
+    assert not capacity.grow()
+
+
+@pytest.mark.parametrize("entries", [0, -1, 2**32])
+def test_a_capacity_out_of_range_is_refused(entries: int) -> None:
+    with pytest.raises(ValueError, match=f"entries: expected 1 to 4294967295, got {entries}"):
+        kernels.TileCapacity(entries)
+
+
+def test_a_gradient_that_is_not_wanted_is_not_made() -> None:
+    _, state = kernels.rasterize_forward(**SCENES["plain"].arguments())
+    grads = kernels.rasterize_backward(state, torch.ones(1, 48, 48, 3), of_cameras=False)
+    assert grads.viewmats is None
+    assert grads.backgrounds is None
+    everything_else = kernels.rasterize_backward(state, torch.ones(1, 48, 48, 3))
+    assert grads.means.equal(everything_else.means)
+
+
+SANITIZED = """
+import torch
+torch.set_num_threads(1)
+from simt import build
+from kernels.scenes import SCENES
+from ddpo3d_fast import kernels
+from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.kernels.rasterizer import cuda_plan
+module = build.load("sanitized")
+_backend.uses_cuda = lambda device, name="device": True
+_backend.backend = lambda device: module
+names = "plain one_pixel tall none needles far_out sh3 antialiased_sh giants layers"
+for scene in map(SCENES.get, names.split()):
+    for buckets in (False, True):
+        with cuda_plan(8 if scene.width > 40 else 16, buckets):
+            module.set_order(1, "interleaved")
+            out, state = kernels.rasterize_forward(**scene.arguments())
+            grads = kernels.rasterize_backward(state, *(torch.ones_like(image) for image in out[:3]))
+            assert grads.means.isfinite().all()
+print("clean")
+"""
+
+
+def test_the_sanitizers_find_nothing(plan: tuple[int, bool]) -> None:
+    if plan != (8, False):
+        pytest.skip("one process tries all plans")
+    result = build.run_sanitized(SANITIZED)
+    assert result.stdout.strip() == "clean", result.stderr[-3000:]
