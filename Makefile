@@ -12,9 +12,13 @@ STAMP := .venv/.installed
 SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt ddpo3d_fast/__init__.py $(shell find csrc -type f)
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-# What a bare machine lacks, as Debian calls it; empty if nothing.
+# What a bare machine lacks, as Debian calls it; empty if nothing. Ends in words: make puts a full stop behind it.
 MISSING = $(shell \
-  if ! command -v $(PYTHON) >/dev/null; then echo "$(PYTHON) is missing: apt install python3 python3-venv python3-dev"; \
+  compiler=; \
+  command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+    || compiler=" g++"; \
+  if ! command -v $(PYTHON) >/dev/null; then \
+    echo "$(PYTHON) is missing: apt install python3 python3-venv python3-dev$$compiler (then make again)"; \
   elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
     echo "$(PYTHON) is older than 3.10: install a newer one and name it, as in make PYTHON=python3.12"; \
   else \
@@ -22,9 +26,8 @@ MISSING = $(shell \
     $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || packages="$$packages python3-venv"; \
     $(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null \
       || packages="$$packages python3-dev"; \
-    command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
-      || packages="$$packages g++"; \
-    if [ -n "$$packages" ]; then echo "system packages are missing: apt install$$packages"; fi; \
+    packages="$$packages$$compiler"; \
+    if [ -n "$$packages" ]; then echo "system packages are missing: apt install$$packages (then make again)"; fi; \
   fi)
 
 # Threads that spin while they wait slow a busy machine down tenfold.
@@ -51,6 +54,7 @@ lint: $(STAMP)
 build: $(STAMP)
 
 $(STAMP): $(SOURCES) | $(BIN)/python
+	$(if $(MISSING),$(error $(MISSING)))
 	@echo "installing into .venv (once; a few minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[generate,test]'
 	@touch $@

@@ -29,7 +29,7 @@ DDPO3D_HD Range centers_within(double low, double high, int32_t count) {
 }
 
 // The ellipse dᵀΣ⁻¹d <= reach around (x, y), d = (dx, dy).
-struct Ellipse {
+struct alignas(16) Ellipse {
   double x, y;
   double reach;
   double slope;      // of the line through the middles of its horizontal chords: dx a dy

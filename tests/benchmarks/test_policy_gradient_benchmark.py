@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,7 +16,6 @@ from ddpo3d_fast.generate import timestep_at
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.guidance.policy import policy_schedule
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 ROW = {
     "reward": 0.5, "other reward": 0.25, "class": -0.1, "colour": -0.2, "IoU": 0.75,
     "steps": 70, "evaluations": 280, "seconds": 3.0,
@@ -25,10 +23,8 @@ ROW = {
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("policy_gradient")
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("policy_gradient")
 
 
 def assets(benchmark: ModuleType, gains: list[float], seeds: int = 2) -> list[dict]:
