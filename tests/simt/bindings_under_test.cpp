@@ -65,6 +65,7 @@ void bind_cuda_under_test(py::module_ &module) {
   module.def("warp_operations", [](Address values, Address out, int width) {
     warp_operations(pointer<double>(values), pointer<double>(out), width);
   });
+  module.def("partial_warp", [](Address out) { partial_warp(pointer<unsigned>(out)); });
   module.def("block_votes", [](Address predicates, Address out, int threads) {
     block_votes(pointer<int>(predicates), pointer<int>(out), threads);
   });

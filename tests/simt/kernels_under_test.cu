@@ -253,6 +253,24 @@ __global__ void warp_operations_kernel(const double *values, double *out, int wi
     mine[7] = __shfl_sync(0x49249249u, unsigned(t), 30 - width);
 }
 
+__global__ void partial_warp_kernel(unsigned *out) {
+  const unsigned t = threadIdx.x;
+  if (t >= 20)
+    return;
+  unsigned *mine = out + 4 * t;
+  mine[0] = __ballot_sync(all_lanes, 1);
+  mine[1] = __all_sync(all_lanes, 1);
+  mine[2] = __shfl_down_sync(all_lanes, t, 4);
+  if (t == 0) {
+    mine[3] = __shfl_sync(0x3u, 10u, 1);
+  } else if (t == 1) {
+    const unsigned first = __shfl_sync(0x6u, 11u, 2);
+    mine[3] = 100 * first + __shfl_sync(0x3u, 12u, 0);
+  } else if (t == 2) {
+    mine[3] = __shfl_sync(0x6u, 13u, 1);
+  }
+}
+
 __global__ void block_votes_kernel(const int *predicates, int *out) {
   const int t = threadIdx.x, predicate = predicates[t];
   out[4 * t] = __syncthreads_count(predicate);
@@ -321,7 +339,7 @@ __global__ void float_to_bfloat16_kernel(const float *in, uint16_t *out, int n) 
     out[i] = __bfloat16_as_ushort(__float2bfloat16(in[i]));
 }
 
-__global__ void empty_kernel() {}
+template <int> __global__ void empty_kernel() {}
 
 dim3 shape(const unsigned size[3]) { return {size[0], size[1], size[2]}; }
 
@@ -371,6 +389,8 @@ void warp_operations(const double *values, double *out, int width) {
   launch("warp_operations", warp_operations_kernel, 1, 32, 0, nullptr, values, out, width);
 }
 
+void partial_warp(unsigned *out) { launch("partial_warp", partial_warp_kernel, 1, 26, 0, nullptr, out); }
+
 void block_votes(const int *predicates, int *out, int threads) {
   launch("block_votes", block_votes_kernel, 1, threads, 0, nullptr, predicates, out);
 }
@@ -404,12 +424,12 @@ void float_to_bfloat16(const float *in, uint16_t *out, int n) {
 }
 
 void sizes(const unsigned grid[3], const unsigned block[3], size_t dynamic_shared_bytes, bool allow_shared) {
-  // Allowed or not, whatever an earlier call has asked for.
-  const cudaError_t error = cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 int(allow_shared ? dynamic_shared_bytes : 48 << 10));
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("cudaFuncSetAttribute: ") + cudaGetErrorString(error));
-  launch("sizes", empty_kernel, shape(grid), shape(block), dynamic_shared_bytes, nullptr);
+  // Two kernels, since what one has been allowed stays allowed.
+  const auto kernel = allow_shared ? empty_kernel<1> : empty_kernel<0>;
+  if (allow_shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           int(dynamic_shared_bytes)) != cudaSuccess)
+    throw std::runtime_error(std::string("cudaFuncSetAttribute: ") + cudaGetErrorString(cudaGetLastError()));
+  launch("sizes", kernel, shape(grid), shape(block), dynamic_shared_bytes, nullptr);
 }
 
 void runtime_calls(unsigned *out, int byte) {

@@ -57,6 +57,9 @@ void out_of_bounds(OutOfBounds where, float *values, int n);
 
 // out[8 lane + j]: what the lane got from the j-th of eight warp operations on `values`, one warp
 void warp_operations(const double *values, double *out, int width);
+// out[4 t + j], 26 threads of which the last 6 leave at once: __ballot_sync, __all_sync and __shfl_down_sync
+// by 4 of all lanes; what lanes 0 to 2 got when lane 1 first exchanged with lane 2, then with lane 0
+void partial_warp(unsigned *out);
 // out[4 t + j]: __syncthreads_count, _and, _or of the predicates, and the count again after half have left
 void block_votes(const int *predicates, int *out, int threads);
 // out[i] = i for all linear indices of a 3D launch

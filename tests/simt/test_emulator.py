@@ -132,6 +132,20 @@ def test_warp_operations(simt: ModuleType, width: int) -> None:
         assert (out == np.stack(expected, axis=1)).all(), order
 
 
+def test_warp_operations_of_some_lanes(simt: ModuleType) -> None:
+    for order in ORDERS:
+        simt.set_order(*order)
+        out = np.zeros((26, 4), np.uint32)
+        simt.partial_warp(address(out))
+        assert (out[:20, 0] == 0xFFFFF).all(), order
+        assert (out[:20, 1] == 1).all(), order
+        assert out[:20, 2].tolist() == [*range(4, 20), *[0xFFFFFFFF] * 4], (
+            order
+        )  # those that left give nothing
+        assert out[:3, 3].tolist() == [12, 1310, 11], order
+        assert not out[20:].any()
+
+
 @pytest.mark.parametrize("threads", [1, 40, 96])
 @pytest.mark.parametrize("true", [0.0, 0.5, 1.0])
 def test_block_votes(simt: ModuleType, threads: int, true: float) -> None:
@@ -209,7 +223,7 @@ def test_same_seed_gives_the_same_order_again(simt: ModuleType) -> None:
         return [matmul(simt, "no_barrier_after_load")[0].tobytes() for _ in range(2)]
 
     assert results(3) == results(3)
-    assert results(3) != results(4)
+    assert results(3) != results(7)
 
 
 # ---- Planted bugs show
@@ -262,6 +276,12 @@ def test_fault_is_reported_in_one_line(
         assert word in message
     result, truth = matmul(simt)  # the emulator goes on
     assert (result == truth).all()
+
+
+def test_abandoned_stacks_are_used_again(simt: ModuleType) -> None:
+    for _ in range(1500):  # times 32 threads: more stacks than a process can map
+        with pytest.raises(RuntimeError, match="deadlock"):
+            simt.fault(simt.Fault["deadlock"], 1, 32)
 
 
 def test_report_names_the_line(simt: ModuleType) -> None:
