@@ -120,7 +120,6 @@ def _generate(words: list[str]) -> None:
     else:
         config = validate(to_config(settings))
         folder = RunFolder.create(config)
-    _check_device(config)
 
     from ddpo3d_fast.generate import generate
 
@@ -166,11 +165,6 @@ def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
         parts = sorted(result.seconds.items(), key=lambda part: -part[1])
         text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts if name != "total")
         logging.getLogger("ddpo3d_fast").info("seconds: %s", text)
-
-
-def _check_device(config: Config) -> None:
-    if config.device == "cuda":
-        raise InputError("--device: expected auto or cpu, got cuda: this version runs on the CPU only")
 
 
 def _render(words: list[str]) -> None:

@@ -119,7 +119,7 @@ class Config:
     preset: Preset = "standard"
     """fills every setting that is not given"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to run; this version computes on the CPU only"""
+    """where to run; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
     schedule: tyro.conf.OmitArgPrefixes[Schedule] = field(default_factory=Schedule)
     scene: tyro.conf.OmitArgPrefixes[Scene] = field(default_factory=Scene)
     distillation: tyro.conf.OmitArgPrefixes[Distillation] = field(default_factory=Distillation)

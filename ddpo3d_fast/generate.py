@@ -16,6 +16,8 @@ from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turnta
 from ddpo3d_fast.config import Config, validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, one_torch_thread
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast.info import choose_device
+from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.priors import load_prior
 from ddpo3d_fast.rewards import make_reward
 from ddpo3d_fast.run import RunFolder
@@ -32,6 +34,7 @@ from ddpo3d_fast.scene import (
 
 CHECKPOINT_EVERY = 50  # steps
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
+FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
 
 Observer = Callable[[dict[str, Any]], None]
@@ -71,6 +74,11 @@ def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
     return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
 
 
+def read(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers of tensors [] on one device, with one wait for all that was launched there."""
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+
 def shrink(images: Tensor, factor: int) -> Tensor:
     """[V, H f, W f, 3] rendered images to pictures [V, 3, H, W], averaging areas."""
     return torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2), factor)
@@ -86,18 +94,21 @@ def shrink_vjp(grad: Tensor, factor: int) -> Tensor:
 def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
     """Makes the asset of `config` in `folder`, telling `observer` of every step.
 
-    The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. On
-    Ctrl-C what there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for
-    wrong settings.
+    The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. What is
+    random is drawn on the CPU, so that a GPU sees the same cameras, timesteps and noises. On Ctrl-C what
+    there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong
+    settings, or a device that is not there.
     """
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
     with clock("setup"):
-        observer({"stage": "load", "message": f"loading {config.distillation.model}"})
-        prior = load_prior(config.distillation.model)
+        device, _ = choose_device(config.device)
+        place = "the GPU" if device.type == "cuda" else "the CPU"
+        observer({"stage": "load", "message": f"loading {config.distillation.model} on {place}"})
+        prior = load_prior(config.distillation.model, device)
         prompt = prior.prompt(config.prompt, config.negative_prompt)
         wanted = wishes.policy_weight > 0 or wishes.guide_weight > 0
-        scorer = make_reward(list(wishes.reward) or ["embedded"]) if wanted else None
+        scorer = make_reward(list(wishes.reward) or ["embedded"], device) if wanted else None
         guided_by_reward = scorer is not None and scorer.differentiable and wishes.guide_weight > 0
         distill = ScoreDistillation(
             prior,
@@ -114,15 +125,15 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         if resume:
             state = folder.load_checkpoint()
             gaussians.load_state_dict(state["gaussians"])
-            distill.baseline.window = state["rewards"]
+            distill.baseline.window = torch.tensor(state["rewards"])
             first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
+        gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
         folder.write_config(config, {"engine": prior.runtime, "reward": scorer.name if scorer else "none"})
 
     def checkpoint(step: int) -> None:
         folder.write_metrics(rows)
-        folder.save_checkpoint(
-            {"step": step, "gaussians": gaussians.state_dict(), "rewards": distill.baseline.window}
-        )
+        state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
+        folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards})
 
     step = first - 1
     with deferred_interrupt() as interrupted:
@@ -138,34 +149,44 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
             )
             factor = schedule.resolution_factors[int(fraction * len(schedule.resolution_factors))]
             size = prior.picture_size * factor
+            window, done = distill.baseline.window, False
 
-            with clock("render"):
-                views = gaussians.render(cameras, size, size, backgrounds)
-                pictures = shrink(views.rgb, factor)
-            with clock("residual"):
-                guided = distill(pictures, seen_from, timesteps, step)
-                gradient, metrics = guided.grad_pictures, guided.metrics
-            if scorer is not None and guided_by_reward:
-                with clock("reward"):
-                    guide, metrics["guide"] = reward_guide(
-                        pictures, config.prompt, scorer, wishes.guide_weight, gradient
+            while not done:  # once; on a GPU again where the tile lists had too little room
+                distill.baseline.window = window
+                with clock("render"):
+                    views = gaussians.render(cameras, size, size, backgrounds, capacity=capacity)
+                    # Without room the views are NaN, which a user's reward may refuse.
+                    pictures = shrink(views.rgb, factor).nan_to_num()
+                with clock("residual"):
+                    guided = distill(pictures, seen_from, timesteps, step)
+                    gradient, metrics = guided.grad_pictures, guided.metrics
+                if scorer is not None and guided_by_reward:
+                    with clock("reward"):
+                        guide, metrics["guide"] = reward_guide(
+                            pictures, config.prompt, scorer, wishes.guide_weight, gradient
+                        )
+                        gradient = gradient + guide
+                with clock("update"):
+                    haziness = scene.alpha_penalty * fraction / (factor**2 * schedule.views)
+                    gaussians.update(
+                        views,
+                        shrink_vjp(gradient, factor) / schedule.views,
+                        alpha_penalty(views.alpha, haziness),
+                        learning_rates(config, fraction),
+                        step,
+                        opacity_penalty=scene.opacity_penalty,
                     )
-                    gradient = gradient + guide
+                    numbers = read(metrics | {"alpha": views.alpha.mean()})
+                    done = not capacity.overflowed  # where it has, nothing was updated
+                    capacity.grow()
+
             with clock("update"):
-                gaussians.update(
-                    views,
-                    shrink_vjp(gradient, factor) / schedule.views,
-                    alpha_penalty(views.alpha, scene.alpha_penalty * fraction / (factor**2 * schedule.views)),
-                    learning_rates(config, fraction),
-                    step,
-                    opacity_penalty=scene.opacity_penalty,
-                )
                 if scene.relocate_every and step % scene.relocate_every == 0 and fraction < 0.8:
                     haze = outside_hull(gaussians) if fraction > scene.carve_from else None
                     relocate(gaussians, generator, scene.dead_opacity, also_dead=haze)
 
             progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
-            rows.append(progress | metrics | {"alpha": float(views.alpha.mean())})
+            rows.append(progress | numbers)
             observer(rows[-1] | {"stage": "distill", "seconds": time.perf_counter() - started})
             if interrupted():
                 break
@@ -183,8 +204,8 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 
 
 def export(gaussians: Gaussians, folder: Path) -> list[Path]:
-    """Writes asset.ply, turntable.mp4 and preview.png and returns their paths."""
-    asset = prune(gaussians, EXPORT_OPACITY)
+    """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths."""
+    asset = prune(gaussians.to("cpu"), EXPORT_OPACITY)
     if len(solid := asset[~outside_hull(asset)]):
         asset = solid
     ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.errors import InputError
 
-RUNTIMES = ("torch", "onnxruntime", "tensorrt")
+if TYPE_CHECKING:
+    import torch
+
+RUNTIMES = ("torch", "onnxruntime", "diffusers", "tensorrt")
 
 
 def cores() -> int:
@@ -38,6 +42,37 @@ def gpu_models() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(count)]
 
 
+def choose_device(wanted: str) -> tuple[torch.device, str]:
+    """The device of a run that wants `auto`, `cpu` or `cuda`, and what it is or why it is no other.
+
+    Raises InputError for `cuda` where something for it is missing.
+    """
+    import torch
+
+    missing = missing_for_cuda()
+    if wanted == "cuda" and missing:
+        raise InputError(f"--device: expected auto or cpu here, got cuda: {'; '.join(missing)}")
+    if wanted == "cpu" or missing:
+        return torch.device("cpu"), "CPU, as asked for" if wanted == "cpu" else f"CPU: {'; '.join(missing)}"
+    return torch.device("cuda"), f"CUDA: {torch.cuda.get_device_name()}"
+
+
+def missing_for_cuda() -> list[str]:
+    """What a run on a GPU would need that is not here."""
+    import torch
+
+    from ddpo3d_fast.kernels import build_info
+
+    missing = []
+    if not build_info()["cuda"]:
+        missing.append("this build has no CUDA kernels (build again where there is an nvcc)")
+    if not torch.cuda.is_available():
+        missing.append(f"torch {torch.__version__} finds no CUDA device")
+    if importlib.util.find_spec("diffusers") is None:
+        missing.append("diffusers is not installed (pip install 'ddpo3d-fast[cuda]')")
+    return missing
+
+
 def machine() -> str:
     """The machine in one line, to stand beside a figure."""
     from ddpo3d_fast.kernels import build_info
@@ -52,8 +87,10 @@ def report() -> dict[str, Any]:
     from ddpo3d_fast.kernels import build_info
 
     build = build_info()
-    prior, prior_use = _prior()
-    scorer, scorer_use = _scorer()
+    device, why = choose_device("auto")
+    prior, prior_use = _prior(device)
+    scorer, scorer_use = _scorer(device)
+    cpu = f"CPU, {build['simd']}, {build['threads']} threads"
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -67,8 +104,8 @@ def report() -> dict[str, Any]:
         "runtimes": {name: _version(name) for name in RUNTIMES},
         "models": {"prior": prior, "scorer": scorer},
         "used": {
-            "device": "CPU, the only one that this version runs on",
-            "rasterizer": f"CPU, {build['simd']}, {build['threads']} threads",
+            "device": why,
+            "rasterizer": cpu if device.type == "cpu" else "CUDA",
             "prior": prior_use,
             "scorer": scorer_use,
         },
@@ -104,12 +141,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _prior() -> tuple[dict[str, Any] | None, str]:
+def _prior(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded prior, and what runs it or why nothing does."""
     from ddpo3d_fast.priors import load_prior
 
     try:
-        prior = load_prior("embedded")
+        prior = load_prior("embedded", device)
     except InputError as error:
         return None, f"unusable: {error}"
     facts = _folder(prior.folder, without="scorer") | {
@@ -120,12 +157,12 @@ def _prior() -> tuple[dict[str, Any] | None, str]:
     return facts, prior.runtime
 
 
-def _scorer() -> tuple[dict[str, Any] | None, str]:
+def _scorer(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded scorer, and what runs it or why nothing does."""
     from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer
 
     try:
-        scorer = EmbeddedScorer()
+        scorer = EmbeddedScorer(device=device)
     except InputError as error:
         return None, f"unusable: {error}"
     return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"

@@ -13,7 +13,7 @@ import yaml
 from ddpo3d_fast import config as settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import generate, learning_rates, shrink, shrink_vjp, timestep_at
+from ddpo3d_fast.generate import generate, learning_rates, read, shrink, shrink_vjp, timestep_at
 from ddpo3d_fast.run import RunFolder
 
 FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "checkpoint.pt"}
@@ -33,7 +33,7 @@ def small(folder, steps=4, prompt="a red ball", seed=0, **changes) -> settings.C
     for name in ("schedule", "scene", "distillation", "reward"):
         part = getattr(config, name)
         parts[name] = dataclasses.replace(part, **{k: v for k, v in values.items() if hasattr(part, k)})
-    return dataclasses.replace(config, output=folder, seed=seed, **parts)
+    return dataclasses.replace(config, output=folder, seed=seed, device="cpu", **parts)
 
 
 def run(config, observer=lambda row: None, resume=False):
@@ -123,7 +123,7 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
         if not policy and not guide:
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    "ddpo3d_fast.generate.make_reward", lambda names: pytest.fail("asked for a scorer")
+                    "ddpo3d_fast.generate.make_reward", lambda *_: pytest.fail("asked for a scorer")
                 )
                 run(config)
         else:
@@ -177,6 +177,14 @@ def test_learning_rates_decay_to_the_final_fraction():
     first, last = learning_rates(config, 0.0), learning_rates(config, 1.0)
     for name, rate in vars(first).items():
         assert getattr(last, name) == pytest.approx(rate * config.scene.final_rate)
+
+
+def test_metrics_are_read_as_the_numbers_they_are():
+    metrics = {"loss": torch.tensor(0.1), "reward": torch.tensor(math.nan), "alpha": torch.tensor(2.0)}
+    numbers = read(metrics)
+    assert list(numbers) == list(metrics)
+    assert numbers["loss"] == float(metrics["loss"])
+    assert math.isnan(numbers["reward"])
 
 
 def test_the_vjp_of_shrinking_is_its_transpose():

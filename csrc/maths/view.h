@@ -27,6 +27,11 @@ DDPO3D_HD Camera<double> load_camera(const RasterizeParams &params, int64_t came
           double(params.height)};
 }
 
+// Whether a camera that can see at all has this depth between its planes.
+DDPO3D_HD bool sees_depth(const RasterizeParams &params, const Camera<double> &camera, double z) {
+  return z > params.near && z < params.far && camera.fx > 0 && camera.fy > 0;
+}
+
 DDPO3D_HD Vec3<double> load_mean(const RasterizeParams &params, int64_t n) {
   const float *m = params.means + 3 * n;
   return {m[0], m[1], m[2]};

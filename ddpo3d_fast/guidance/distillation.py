@@ -30,7 +30,7 @@ class Guided(NamedTuple):
     """What a guidance gives back."""
 
     grad_pictures: Tensor  # [V, 3, H, W] gradient of the loss
-    metrics: dict[str, float]
+    metrics: dict[str, Tensor]  # one number each, on the device: reading one waits for it
 
 
 class ScoreDistillation:
@@ -66,20 +66,22 @@ class ScoreDistillation:
         """One step's guidance.
 
         Args:
-            pictures: [V, 3, H, W] in [0, 1], of the prior's picture size.
-            cameras: [V, 3] azimuth and elevation in radians, grey level of the background.
-            timesteps: [V] int64.
+            pictures: [V, 3, H, W] in [0, 1], of the prior's picture size and on its device.
+            cameras: [V, 3] azimuth and elevation in radians, grey level of the background; on the CPU.
+            timesteps: [V] int64, on the CPU: whether the policy acts at them is decided without a wait.
             step: counts the steps; the noise is a function of the seed and this number.
         """
         prior, actions = self.prior, self.noises
         noise_stream, action_stream = 2 * step, 2 * step + 1
-        latents = prior.codec.encode(pictures)
-        levels = prior.alphas_cumprod[timesteps]
+        latents, device = prior.codec.encode(pictures), pictures.device
         strength = self.policy.policy_weight * policy_schedule(
             timesteps / len(prior.alphas_cumprod), self.policy.policy_max_timestep
         )
         conditions = prior.conditions(self.prompt, cameras)
         acting = bool((strength > 0).any())
+        timesteps = timesteps.to(device, non_blocking=True)
+        strength = strength.to(device, non_blocking=True)
+        levels = prior.alphas_cumprod[timesteps]
         if self.policy.policy == "ddim" and acting:
             grad, rewards = self._ddim_step(
                 pictures, latents, timesteps, conditions, strength, noise_stream, action_stream, step
@@ -89,7 +91,7 @@ class ScoreDistillation:
             noisy = add_noise(latents, per_action, self.seed, noise_stream, actions)
             with self.timer("predict"):
                 guesses = prior.predict(noisy, timesteps.repeat_interleave(actions), conditions)
-            rewards = advantages = torch.zeros(len(pictures), actions)
+            rewards = advantages = torch.zeros(len(pictures), actions, device=device)
             if acting:
                 rewards = self._rewards(noisy, guesses, per_action, pictures)
                 advantages = self._advantages(rewards, step)
@@ -103,9 +105,10 @@ class ScoreDistillation:
                     noise_stream=noise_stream,
                     actions=actions,
                 )
-        metrics = {"loss": 0.5 * float(grad.square().mean()), "residual": float(grad.square().mean().sqrt())}
+        energy = grad.square().mean()
+        metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
-            metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std(dim=1).mean())}
+            metrics |= {"reward": rewards.mean(), "advantage_spread": rewards.std(dim=1).mean()}
         return Guided(prior.codec.encode_vjp(grad), metrics)
 
     def _ddim_step(
@@ -149,7 +152,7 @@ class ScoreDistillation:
                 cond_k,
                 uncond_k,
                 levels_k,
-                torch.zeros(len(noisy_k)),
+                torch.zeros_like(levels_k),
                 noise_stream=noise_stream,
                 actions=actions,
                 action_weight=weight.flatten(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,21 +35,27 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 
 class RunningBaseline:
-    """Advantages against a window of the run's last rewards, as DDPO keeps one for each prompt."""
+    """Advantages against a window of the run's last rewards, as DDPO keeps one for each prompt.
 
-    def __init__(self, window: list[float] | None = None) -> None:
-        self.window = list(window or [])
+    `window` is a float32 tensor, oldest reward first; it is replaced, never changed in place.
+    """
+
+    def __init__(self, window: Sequence[float] | Tensor = ()) -> None:
+        self.window = torch.as_tensor(window, dtype=torch.float32)
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages of [V, K] rewards, which then join the window; 0 while fewer than 16 have been seen."""
-        seen = torch.tensor(self.window)
-        self.window = [*self.window, *rewards.flatten().tolist()][-WINDOW:]
+        seen = self.window.to(rewards.device)
+        self.window = torch.cat([seen, rewards.flatten().float()])[-WINDOW:]
         if len(seen) < MIN_WINDOW:
             return torch.zeros_like(rewards)
         return ((rewards - seen.mean()) / (seen.std() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
 
 
 def shuffled(advantages: Tensor, generator: torch.Generator) -> Tensor:
-    """The control: a view's advantages in a random order; they keep their spread and lose their meaning."""
+    """The control: a view's advantages in a random order; they keep their spread and lose their meaning.
+
+    `generator` is a CPU generator.
+    """
     order = torch.rand(advantages.shape, generator=generator).argsort(dim=1)
-    return advantages.gather(1, order)
+    return advantages.gather(1, order.to(advantages.device, non_blocking=True))

@@ -9,8 +9,8 @@ from ddpo3d_fast.rewards import Reward
 
 def reward_guide(
     pictures: Tensor, text: str, scorer: Reward, weight: float, pull: Tensor
-) -> tuple[Tensor, float]:
-    """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and the mean score.
+) -> tuple[Tensor, Tensor]:
+    """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and the mean score [].
 
     Scorers differ by orders of magnitude in the size of their gradients, so each view's is scaled to `weight`
     times the norm of `pull` [V, 3, H, W], the distillation's gradient: a weight means the same for every one.
@@ -18,4 +18,4 @@ def reward_guide(
     scores, ascent = scorer.score_vjp(pictures, [text] * len(pictures))
     norm = ascent.flatten(1).norm(dim=1).clamp_min(1e-20)
     scale = weight * pull.flatten(1).norm(dim=1) / norm
-    return -scale.view(-1, 1, 1, 1) * ascent, float(scores.mean())
+    return -scale.view(-1, 1, 1, 1) * ascent, scores.mean()

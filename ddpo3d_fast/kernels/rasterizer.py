@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -242,10 +242,6 @@ def cuda_plan(tile: int | None = None, buckets: bool | None = None) -> Iterator[
         _plan = before
 
 
-def tile_side(pixels: int) -> AbstractContextManager[None]:
-    return cuda_plan(tile=pixels)
-
-
 def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileCapacity | None) -> CudaPass:
     device = out.rgb.device
     rule, (tile, buckets) = library.rasterize_plan_cuda(params), _plan
@@ -400,7 +396,8 @@ class _Rasterize(torch.autograd.Function):
         ctx: Any, grad_rgb: Tensor | None, grad_alpha: Tensor | None, grad_depth: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
         state = ctx.state._replace(inputs=ctx.saved_tensors)
-        grad = rasterize_backward(state, grad_rgb, grad_alpha, grad_depth)
+        of_cameras = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]  # backgrounds, viewmats
+        grad = rasterize_backward(state, grad_rgb, grad_alpha, grad_depth, of_cameras=of_cameras)
         grads = (*grad[:5], grad.backgrounds, grad.viewmats, grad.means2d, None)
         return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=True))
 

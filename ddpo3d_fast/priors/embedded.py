@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpo3d_fast.engines import load_engine
+from ddpo3d_fast.engines import Engine, load_engine
+from ddpo3d_fast.engines.torch import TorchEngine
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
 from ddpo3d_fast.priors.codec import PatchCodec
@@ -36,23 +37,29 @@ class EmbeddedPrior:
     prediction_type = "sample"
     clip = (-1.0, 1.0)  # range of the latents
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        """Raises InputError if a part of the folder is missing or cannot be read."""
+    def __init__(self, folder: Path = FOLDER, device: torch.device | str = "cpu") -> None:
+        """Runs on `device`, the CPU or CUDA. Raises InputError if a part of the folder is missing or cannot
+        be read, or the device lacks what it takes."""
         text, unet = _config(folder / "text_encoder"), _config(folder / "unet")
         scheduler = _config(folder / "scheduler", "scheduler_config.json")
-        self.folder = folder
+        self.folder, self.device = folder, torch.device(device)
         self.vocabulary = Vocabulary(*(tuple(text[key]) for key in ("objects", "colors", "views")))
         self.codec = PatchCodec(_config(folder / "codec")["patch"])
         self.latent_shape = (unet["out_channels"], unet["sample_size"], unet["sample_size"])
         self.picture_size = unet["sample_size"] * self.codec.patch
-        self.alphas_cumprod = _alphas_cumprod(scheduler)
+        self.alphas_cumprod = _alphas_cumprod(scheduler).to(self.device)
         self._encoder = CaptionEncoder(self.vocabulary).eval().requires_grad_(False)
         weights = folder / "text_encoder" / _WEIGHTS
         try:
             self._encoder.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights}: is no text encoder of this kind ({first_line(error)})") from error
-        self._unet = load_engine(folder / "unet" / "model.onnx")
+        self._encoder.to(self.device)
+        self._unet: Engine = (
+            load_engine(folder / "unet" / "model.onnx")
+            if self.device.type == "cpu"
+            else TorchEngine(folder / "unet", self.device)
+        )
         self.runtime = self._unet.runtime
 
     def prompt(self, text: str, negative: str = "") -> Prompt:
@@ -66,14 +73,17 @@ class EmbeddedPrior:
         """The prompt seen from V cameras, as the UNet's conditional inputs.
 
         Each is [2, V, ...]: first for the prompt, then for none (or for the negative prompt).
-        `cameras` float32 [V, 3]: azimuth and elevation in radians, grey level of the background in [0, 1].
+        `cameras` float32 [V, 3], on the CPU, where their view words are looked up: azimuth and elevation in
+        radians, grey level of the background in [0, 1].
         """
         count = len(cameras)
         views = [self.vocabulary.views.index(view_word(a, e)) for a, e, _ in cameras.tolist()]
-        known = torch.ones(count, 1)
+        cameras = cameras.to(self.device, non_blocking=True)
+        known = torch.ones(count, 1, device=self.device)
         wanted = self._encoder(self._words(prompt.positive, views), cameras, known)
         if prompt.negative is None:
-            away = self._encoder(self._encoder.nothing(count), cameras, torch.zeros(count, 1))
+            nothing = self._encoder.nothing(count).to(self.device, non_blocking=True)
+            away = self._encoder(nothing, cameras, torch.zeros_like(known))
         else:
             away = self._encoder(self._words(prompt.negative, views), cameras, known)
         return {name: torch.stack([wanted[name], away[name]]) for name in wanted}
@@ -97,7 +107,8 @@ class EmbeddedPrior:
         first, second = (
             len(colors) if c is None else colors.index(c) for c in (caption.color, caption.second_color)
         )
-        return torch.tensor([[thing, first, second, view] for view in views])
+        words = torch.tensor([[thing, first, second, view] for view in views])
+        return words.to(self.device, non_blocking=True)
 
 
 def _config(folder: Path, name: str = "config.json") -> dict:

@@ -101,7 +101,9 @@ class EmbeddedScorer:
         self._check(images)
         if len(images) == 0:
             return images.new_zeros(0), torch.zeros_like(images)
-        with torch.enable_grad():
+        # cuDNN's default gradient of a convolution may add in another order every time.
+        deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.enable_grad(), deterministic:
             leaf = images.detach().clone().requires_grad_()
             scores = self.network(to_tower_size(leaf))
             (gradient,) = torch.autograd.grad(scores.sum(), leaf)

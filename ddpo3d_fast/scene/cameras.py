@@ -33,11 +33,17 @@ class Cameras:
         """The cameras of a slice, a list of indices or a mask."""
         return Cameras(self.viewmats[index], self.azimuth[index], self.elevation[index], self.fov_y)
 
+    def to(self, device: torch.device | str) -> Cameras:
+        """The cameras on a device."""
+        tensors = (self.viewmats, self.azimuth, self.elevation)
+        viewmats, azimuth, elevation = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return Cameras(viewmats, azimuth, elevation, self.fov_y)
+
     def intrinsics(self, width: int, height: int) -> Tensor:
         """[C, 3, 3] float32 intrinsics in pixels, with pixel centres at +0.5 and square pixels."""
         focal = 0.5 * height / math.tan(0.5 * self.fov_y)
         matrix = torch.tensor([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
-        return matrix.to(self.viewmats.device).expand(len(self), 3, 3).contiguous()
+        return matrix.to(self.viewmats.device, non_blocking=True).expand(len(self), 3, 3).contiguous()
 
 
 def look_at_origin(

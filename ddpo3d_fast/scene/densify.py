@@ -57,7 +57,9 @@ def relocate(
     dead, live = (~alive).nonzero()[:, 0], alive.nonzero()[:, 0]
     if not len(dead) or not len(live):
         return 0
-    drawn = live[torch.multinomial(opacities[live], len(dead), replacement=True, generator=generator)]
+    # Drawn on the CPU whatever the device, so that the same generator draws the same.
+    lots = torch.multinomial(opacities[live].cpu(), len(dead), replacement=True, generator=generator)
+    drawn = live[lots.to(live.device)]
     sources, copies = drawn.unique(return_counts=True)
     opacity, shrink = share_opacity(opacities[sources], copies + 1)
     opacity = opacity.clamp(dead_opacity, 1 - 1e-6)  # as the authors do: never born dead
@@ -69,7 +71,8 @@ def relocate(
         for moments in (gaussians.exp_avg, gaussians.exp_avg_sq):
             moments[name][dead] = 0
             moments[name][sources] = 0
-    offset = torch.randn(len(dead), 3, generator=generator) * gaussians.log_scales[dead].exp()
+    normal = torch.randn(len(dead), 3, generator=generator).to(dead.device)
+    offset = normal * gaussians.log_scales[dead].exp()
     gaussians.means[dead] += jitter * _rotate(gaussians.quats[dead], offset)
     return len(dead)
 

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.kernels import AdamGroup, adam_groups, rasterize_backward, rasterize_forward
+from ddpo3d_fast.kernels import (
+    AdamGroup,
+    TileCapacity,
+    adam_groups,
+    rasterize_backward,
+    rasterize_forward,
+)
 from ddpo3d_fast.scene.cameras import Cameras
 
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh")
@@ -51,7 +57,8 @@ class Views(NamedTuple):
 
 @dataclass
 class Gaussians:
-    """N Gaussians as the 3DGS layout stores them: raw, before activation. All float32 and contiguous."""
+    """N Gaussians as the 3DGS layout stores them: raw, before activation. All float32, contiguous and on one
+    device."""
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4] w, x, y, z, of any length but 0
@@ -95,6 +102,14 @@ class Gaussians:
         return self.from_state_dict({name: tensor[index] for name, tensor in self.state_dict().items()})
 
     @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """A copy of the scene on a device, moments included."""
+        return self.from_state_dict({name: tensor.to(device) for name, tensor in self.state_dict().items()})
+
+    @property
     def sh_degree(self) -> int:
         return {1: 0, 4: 1, 9: 2, 16: 3}[self.sh.shape[1]]
 
@@ -111,29 +126,35 @@ class Gaussians:
         height: int,
         backgrounds: Tensor | None = None,
         antialiased: bool = False,
+        capacity: TileCapacity | None = None,
     ) -> Views:
-        """Renders the scene for C cameras, with no autograd graph.
+        """Renders the scene for C cameras, on the scene's device and with no autograd graph.
 
         Args:
-            cameras: C cameras.
+            cameras: C cameras, here or on the CPU.
             width, height: image size in pixels.
-            backgrounds: [C, 3] colours in [0, 1]; black if None.
+            backgrounds: [C, 3] colours in [0, 1], here or on the CPU; black if None.
             antialiased: scale opacities by the root of the determinants' ratio.
+            capacity: on CUDA, room for the tile lists, so that nothing waits for the device. Where it was too
+                small `update` does nothing: let it grow, and do both again. None: wait, and make room.
         """
+        if backgrounds is not None:
+            backgrounds = backgrounds.to(self.device, non_blocking=True)
         out, state = rasterize_forward(
             self.means,
             self.quats,
             self.log_scales,
             self.logit_opacities,
             self.sh,
-            cameras.viewmats,
-            cameras.intrinsics(width, height),
+            cameras.viewmats.to(self.device, non_blocking=True),
+            cameras.intrinsics(width, height).to(self.device, non_blocking=True),
             width,
             height,
             sh_degree=self.sh_degree,
             backgrounds=backgrounds,
             antialiased=antialiased,
             activated=False,
+            capacity=capacity,
         )
         return Views(out.rgb, out.alpha, out.depth, out.radii, state)
 
@@ -152,7 +173,8 @@ class Gaussians:
         """One Adam step of every parameter, in place, down the gradient of a loss on the views.
 
         Args:
-            views: what `render` returned for the parameters as they are now.
+            views: what `render` returned for the parameters as they are now; nothing is updated where its
+                capacity was too small.
             grad_rgb: [C, H, W, 3] gradient of the loss with respect to `views.rgb`.
             grad_alpha: [C, H, W] with respect to `views.alpha`, or None.
             learning_rates: of every parameter.

@@ -29,7 +29,7 @@ def outside_hull(gaussians: Gaussians, threshold: float = 0.3) -> Tensor:
     """
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold}")
-    cameras = hull_cameras()
+    cameras = hull_cameras().to(gaussians.means.device)
     alpha = gaussians.render(cameras, HULL_SIZE, HULL_SIZE).alpha
     seen = (
         torch.einsum("cij,nj->cni", cameras.viewmats[:, :3, :3], gaussians.means)

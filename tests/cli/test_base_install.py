@@ -73,6 +73,12 @@ def test_the_packages_are_those_of_the_extra() -> None:
     assert re.findall(r'"([a-z]+)', extra[1]) == list(PACKAGES)
 
 
+def test_the_extra_for_a_gpu_is_what_its_prior_needs() -> None:
+    extra = re.search(r"^cuda = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert extra is not None
+    assert extra[1] == '"diffusers"'
+
+
 def test_the_base_install_is_torch_and_numpy() -> None:
     base = re.search(r"^dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert base is not None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.cli import parse_color
-from ddpo3d_fast.info import machine, report
+from ddpo3d_fast.info import choose_device, machine, report
 from ddpo3d_fast.kernels import build_info
 
 from .conftest import Command
@@ -75,7 +75,7 @@ def test_info_tells_version_hardware_models_and_use(command: Command) -> None:
     assert 0 < facts["models"]["prior"]["mebibytes"] < 20
     assert 0 < facts["models"]["scorer"]["mebibytes"] < 20
     assert facts["used"].keys() == {"device", "rasterizer", "prior", "scorer"}
-    assert facts["used"]["device"] == "CPU, the only one that this version runs on"
+    assert facts["used"]["device"] == choose_device("auto")[1]
     assert facts == json.loads(json.dumps(report()))
 
 

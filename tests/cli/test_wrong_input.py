@@ -47,7 +47,7 @@ SETTINGS = {
     f"{MUSHROOM} --min-timestep 0.9 --max-timestep 0.1": "--min-timestep: expected at most --max-timestep",
     f"{MUSHROOM} --noises 1": "--noises: expected at least 2",
     f"{MUSHROOM} --resolution-factors 0": "--resolution-factors: expected whole numbers from 1",
-    f"{MUSHROOM} --device cuda": "--device: expected auto or cpu, got cuda: this version runs on the CPU",
+    f"{MUSHROOM} --device cuda": "--device: expected auto or cpu here, got cuda: torch",
     f"{MUSHROOM} --model stable-fusion": "--model: expected `embedded` or a folder",
     f"{MUSHROOM} --model folder": "--model: expected `embedded` or a folder",
 }
@@ -164,6 +164,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(inputs)
+    monkeypatch.setattr("ddpo3d_fast.info.missing_for_cuda", lambda: ["torch finds no CUDA device"])
     before = contents(inputs)
     code = main(shlex.split(line))
     out, err = capsys.readouterr()

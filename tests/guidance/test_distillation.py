@@ -150,7 +150,7 @@ def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
     shared = guidance(reward_of="render", baseline="running", policy_weight=1.0)
     plain = guidance(policy_weight=0.0)(**step).grad_pictures
     assert relative(shared(**step).grad_pictures, plain) < 1e-6  # too few rewards seen
-    shared.baseline.window = [0.0, 0.1] * 16
+    shared.baseline.window = torch.tensor([0.0, 0.1] * 16)
     assert relative(shared(**step).grad_pictures, plain) > 1e-2
 
 

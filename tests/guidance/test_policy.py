@@ -41,7 +41,7 @@ def test_the_running_window_keeps_the_last_32_and_survives_a_checkpoint():
     baseline = RunningBaseline()
     for step in range(5):
         baseline.advantages(torch.full((1, 8), float(step)))
-    assert baseline.window == [1.0] * 8 + [2.0] * 8 + [3.0] * 8 + [4.0] * 8
+    assert baseline.window.tolist() == [1.0] * 8 + [2.0] * 8 + [3.0] * 8 + [4.0] * 8
     again, rewards = RunningBaseline(baseline.window), torch.tensor([[9.0, 1.0]])
     assert torch.equal(again.advantages(rewards), baseline.advantages(rewards))
 

@@ -132,6 +132,15 @@ def test_a_state_dict_is_a_copy():
     assert not torch.equal(state["means"], gaussians.means)
 
 
+def test_moving_to_a_device_copies_parameters_and_moments():
+    gaussians = run(cloud(), 1, 1)
+    moved = gaussians.to("cpu")
+    assert all(torch.equal(moved.state_dict()[name], t) for name, t in gaussians.state_dict().items())
+    moved.means.zero_()
+    assert gaussians.means.any()
+    assert {tensor.device.type for tensor in gaussians.to("meta").state_dict().values()} == {"meta"}
+
+
 def test_choosing_rows_copies_parameters_and_moments():
     gaussians = run(cloud(), 1, 2)
     chosen = gaussians[[4, 2]]

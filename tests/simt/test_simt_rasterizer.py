@@ -166,6 +166,15 @@ def test_a_gradient_that_is_not_wanted_is_not_made() -> None:
     assert grads.means.equal(everything_else.means)
 
 
+@pytest.mark.parametrize("focal", [0.0, -50.0, float("nan")])
+def test_a_focal_length_that_is_not_positive_draws_nothing(focal: float) -> None:
+    scene = random_scene(42, count=40)
+    intrinsics = scene.tensors["intrinsics"].clone()
+    intrinsics[:, 0, 0] = focal
+    out, _ = kernels.rasterize_forward(**scene.changed(intrinsics=intrinsics).arguments())
+    assert not out.alpha.any()
+
+
 SANITIZED = """
 import torch
 torch.set_num_threads(1)

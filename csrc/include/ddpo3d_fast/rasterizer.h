@@ -86,7 +86,7 @@ void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstre
 
 // ---- CUDA. Nothing is allocated, copied to the host or waited for: the caller brings the memory.
 
-struct RasterizePlan { // how, not what: the images are the same to the bit, the gradients to rounding
+struct RasterizePlan { // how, not what: images and gradients are the same to rounding
   int tile;            // px, the side of a tile: 8 or 16
   bool buckets;        // backward with a thread a Gaussian, in buckets of 32 of a tile's list; else a pixel
 };

@@ -1,0 +1,80 @@
+"""The loop on another device than the CPU. The meta device stands for a GPU: it has shapes and no numbers,
+so that whatever waits for one fails, and so do most operations on tensors of two devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpo3d_fast import config as settings
+from ddpo3d_fast import generate
+from ddpo3d_fast.engines.torch import TorchEngine
+from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.run import RunFolder
+
+DEVICE = torch.device("meta")
+RASTERIZER = ("rasterize_project", "rasterize_blend", "rasterize_backward")
+KERNELS = (*RASTERIZER, "add_noise", "denoise_action", "score_residual", "adam")
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Puts runs and kernels on the meta device, where kernels do nothing but to be named in this list."""
+    names: list[str] = []
+    library = MagicMock(max_adam_groups=8)
+    for count in ("state", "entries", "scratch"):
+        getattr(library, f"rasterize_{count}_bytes_cuda").return_value = 64
+    for name in KERNELS:
+        getattr(library, f"{name}_cuda").side_effect = lambda *_, name=name, **__: names.append(name)
+    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": device == DEVICE)
+    monkeypatch.setattr(_backend, "backend", lambda device: library)
+    monkeypatch.setattr(TorchEngine, "_probe_error", lambda self, probe: 0.0)
+    monkeypatch.setattr(generate, "choose_device", lambda wanted: (DEVICE, "meta"))
+    return names
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [{}, {"policy": "ddim"}, {"baseline": "running", "shuffle_advantages": True}, {"policy_weight": 0.0}],
+    ids=["noise", "ddim", "running", "plain"],
+)
+def test_a_step_mixes_no_devices_and_reads_nothing_but_its_metrics(
+    launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(metrics: dict[str, Tensor]) -> dict[str, float]:
+        assert all(tensor.device == DEVICE and tensor.shape == () for tensor in metrics.values())
+        launched.append("read")
+        return dict.fromkeys(metrics, 0.0)
+
+    def stop_at_four(row: dict) -> None:
+        if row.get("step") == 4:
+            raise Enough
+
+    monkeypatch.setattr(generate, "read", read)
+    draft = settings.preset("draft", "a red ball")
+    schedule = dataclasses.replace(draft.schedule, steps=4, max_timestep=0.6)
+    scene = dataclasses.replace(draft.scene, relocate_every=0)
+    reward = dataclasses.replace(draft.reward, **wishes)
+    config = dataclasses.replace(
+        draft,
+        output=tmp_path / "run",
+        negative_prompt="a cube",
+        schedule=schedule,
+        scene=scene,
+        reward=reward,
+    )
+    with pytest.raises(Enough):  # before numbers that are not there would be written
+        generate.generate(config, RunFolder.create(config), stop_at_four)
+    steps = " ".join(launched).split("read")
+    assert [step.split()[0] for step in steps[:4]] == ["rasterize_project"] * 4
+    assert [step.split()[-2:] for step in steps[:4]] == [["rasterize_backward", "adam"]] * 4
+    assert steps[4:] == [""]
