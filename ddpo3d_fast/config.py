@@ -71,7 +71,7 @@ class Distillation:
 
     model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
     """the prior: `embedded`, or a folder that holds one"""
-    guidance_scale: float = 6.0
+    guidance_scale: float = 2.0
     """classifier-free guidance"""
     residual: Literal["clean", "sds"] = "clean"
     """`clean`: towards the clipped clean guess, weight sqrt(1 - abar); `sds`: DreamFusion's, 1 - abar"""

@@ -147,7 +147,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = save_run(folder / "damaged").path / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     config = save_run(folder / "edited").path / CONFIG
-    config.write_text(config.read_text().replace("guidance_scale: 6.0", "guidance_scale: 7.0"))
+    config.write_text(config.read_text().replace("guidance_scale: 2.0", "guidance_scale: 7.0"))
     return folder
 
 

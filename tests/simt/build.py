@@ -57,8 +57,8 @@ def product_sources() -> list[Path]:
     return sorted(CSRC.glob("cuda/*.cu")) + sorted(CSRC.glob("bindings_cuda*.cpp"))
 
 
-def load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_simt", path)
+def load_module(path: Path | str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).name.partition(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -117,19 +117,21 @@ def build(sources: Sequence[Path], variant: str = "plain") -> Path:
     headers = sorted(path for folder in (CSRC, SIMT) for path in folder.rglob("*.[hc]*") if is_header(path))
     common = digest([version, pybind11.__version__, sys.version, *flags], headers)
 
+    # A process holds one extension module of a name, so other sources make a module of another name.
+    name = f"_simt_{digest(rooms(sources))}"
     commands: dict[Path, list[str]] = {}  # by the object they make
     for source in [*EMULATOR, *sources]:
         # pybind11's glue hands addresses on and follows none: sanitizers would only double its compile time.
         glue = source.name == "module.cpp" or source.name.startswith("bindings")
         own = [] if glue else VARIANTS[variant]
         if source.name == "module.cpp":
-            own = rooms(sources)
+            own = [*rooms(sources), f"-DDDPO3D_SIMT_MODULE={name}"]
         target = BUILD / "simt-objects" / f"{source.stem}-{digest([common, *own], [source])}.o"
         commands[target] = [*compiler(), *flags, *own, "-x", "c++", "-c", str(source), "-o"]
     module = (
         BUILD
         / f"simt-{digest([variant, *map(str, commands)])}"
-        / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+        / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     )
     if not module.exists():
         jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)

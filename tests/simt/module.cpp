@@ -41,7 +41,7 @@ py::dict counters() {
 
 } // namespace
 
-PYBIND11_MODULE(_simt, module) {
+PYBIND11_MODULE(DDPO3D_SIMT_MODULE, module) {
   module.def("set_order", &set_order, py::arg("seed"), py::arg("blocks") = "in_order",
              "How all later launches run: threads in order for seed 0, else at random; blocks 'in_order', "
              "'shuffled' or 'interleaved' (several alive at a time).");
