@@ -42,6 +42,8 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
   int32_t stop = pixel.inside ? kNeverStopped : 0; // pixels beyond the edge have stopped before they began
   bool live = pixel.inside;
   const uint32_t first_bucket = buckets ? state.bucket_begin[list] : 0;
+  const int place = (pixel.y - y0) * tile + pixel.x - x0; // in the tile, row by row
+  int32_t last_bucket = -1;
   if (buckets)
 #pragma unroll 1
     for (int32_t b = t; b < (count + kWarp - 1) / kWarp; b += threads)
@@ -57,16 +59,13 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
     }
     __syncthreads();
     for (int32_t group = 0; group < m && __any_sync(kAllLanes, live); group += kWarp) {
-      if (buckets && live) {
-        const int64_t bucket = first_bucket + (first + group) / kWarp;
-        const int within_tile = (pixel.y - y0) * tile + pixel.x - x0;
-        float *before = state.before + (bucket * tile * tile + within_tile) * kBefore;
-        before[0] = red;
-        before[1] = green;
-        before[2] = blue;
-        before[3] = depth;
-        before[4] = transmittance;
-      }
+      const bool was_live = live;
+      float *const behind =
+          buckets
+              ? state.behind + ((int64_t(first_bucket) + (first + group) / kWarp) * threads + place) * kBehind
+              : nullptr;
+      if (buckets && was_live)
+        behind[4] = transmittance;
       const bool touches = group + lane < m && (splats[group + lane].mask >> warp & 1u);
       for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits; hits &= hits - 1) {
         const int32_t k = group + __ffs(int(hits)) - 1;
@@ -87,11 +86,27 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
         blue = fma(c.weight, s.blue, blue);
         depth = fma(c.weight, s.depth, depth);
       }
+      if (buckets && was_live) { // what this bucket alone contributed
+        behind[0] = red;
+        behind[1] = green;
+        behind[2] = blue;
+        behind[3] = depth;
+        red = green = blue = depth = 0.0f;
+        last_bucket = (first + group) / kWarp;
+      }
     }
   }
 
   if (!pixel.inside)
     return;
+  // From the back, so that what lies behind a bucket keeps its own digits, however much lies before it.
+  for (int32_t b = last_bucket; buckets && b >= 0; --b) {
+    float *const behind = state.behind + ((int64_t(first_bucket) + b) * threads + place) * kBehind;
+    behind[0] = red += behind[0];
+    behind[1] = green += behind[1];
+    behind[2] = blue += behind[2];
+    behind[3] = depth += behind[3];
+  }
   const float *background = params.backgrounds ? params.backgrounds + 3 * camera : nullptr;
   outputs.rgb[3 * pixel.index] = red + transmittance * (background ? background[0] : 0.0f);
   outputs.rgb[3 * pixel.index + 1] = green + transmittance * (background ? background[1] : 0.0f);
@@ -100,8 +115,6 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
   outputs.depth[pixel.index] = depth;
   state.transmittance[pixel.index] = transmittance;
   state.stop[pixel.index] = stop;
-  if (buckets)
-    state.colors[pixel.index] = make_float4(red, green, blue, depth);
 }
 
 } // namespace

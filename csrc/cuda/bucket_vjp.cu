@@ -12,8 +12,7 @@ namespace {
 // finds.
 struct alignas(16) BucketPixel {
   PixelSlope slope;
-  float total;         // the loss's slope along all that the pixel shows
-  float before;        // and along what the entries before the bucket contributed
+  float remaining;     // the loss's slope along all that the pixel shows from the bucket on
   float transmittance; // before the bucket
 };
 
@@ -43,16 +42,14 @@ __global__ void __launch_bounds__(kWarp)
       const int64_t at = (camera * params.height + y) * params.width + x;
       stop = (state.stop[at] < count ? state.stop[at] : count) - first;
       if (stop > 0) {
-        const float *before = state.before + (int64_t(bucket) * pixels + p) * kBefore;
-        const float4 color = state.colors[at];
+        const float *behind = state.behind + (int64_t(bucket) * pixels + p) * kBehind;
         const float transmittance = state.transmittance[at];
         const PixelSlope s = load_slope(upstream, at);
         pixel.slope = s;
-        pixel.total = s.red * color.x + s.green * color.y + s.blue * color.z + s.depth * color.w +
-                      s.alpha * (1.0f - transmittance) + transmittance * along_background(s, params, camera);
-        pixel.transmittance = before[4];
-        pixel.before = s.red * before[0] + s.green * before[1] + s.blue * before[2] + s.depth * before[3] +
-                       s.alpha * (1.0f - before[4]);
+        pixel.transmittance = behind[4];
+        pixel.remaining = s.red * behind[0] + s.green * behind[1] + s.blue * behind[2] + s.depth * behind[3] +
+                          s.alpha * (behind[4] - transmittance) +
+                          transmittance * along_background(s, params, camera);
       }
     }
     ray[p] = pixel;
@@ -74,18 +71,18 @@ __global__ void __launch_bounds__(kWarp)
   const Splat splat = splat_of(own);
   const float cut = float(kLog2AlphaCut), most = float(kAlphaMax);
   float sums[kEntryGradients] = {};
-  float transmittance = 0.0f, before = 0.0f; // of the pixel that this lane has just left
+  float transmittance = 0.0f, remaining = 0.0f; // of the pixel that this lane has just left
   const int steps = last > 0 ? pixels + kWarp - 1 : 0;
   for (int i = 0; i < steps; ++i) {
     transmittance = __shfl_up_sync(kAllLanes, transmittance, 1);
-    before = __shfl_up_sync(kAllLanes, before, 1);
+    remaining = __shfl_up_sync(kAllLanes, remaining, 1);
     const int p = i - lane;
     if (p < 0 || p >= pixels)
       continue;
     const BucketPixel pixel = ray[p];
     if (lane == 0) {
       transmittance = pixel.transmittance;
-      before = pixel.before;
+      remaining = pixel.remaining;
     }
     if (lane >= stops[p])
       continue;
@@ -97,8 +94,8 @@ __global__ void __launch_bounds__(kWarp)
     const float slope = along(pixel.slope, splat.red, splat.green, splat.blue, splat.depth);
     const Composite<float> c = composite(alpha, transmittance);
     transmittance = c.transmittance;
-    before = fma(c.weight, slope, before);
-    const float behind = (pixel.total - before) * reciprocal(transmittance);
+    remaining = fnma(c.weight, slope, remaining);
+    const float behind = remaining * reciprocal(transmittance);
     float values[kEntryGradients];
     entry_gradient(f, unclamped, c.weight, c.weight * (slope - behind), pixel.slope, values);
     for (int k = 0; k < kEntryGradients; ++k)

@@ -62,8 +62,8 @@ struct DeviceState {
   // For a backward pass with buckets, of kWarp entries of a tile's list:
   uint32_t *bucket_begin; // [C · tiles] a tile's first bucket
   uint32_t *bucket_tile;  // [max_buckets] whose list it is of
-  float4 *colors;         // [C · H · W] Σ weight (red, green, blue, depth), no background
-  float *before;          // [max_buckets, tile² pixels row by row, 5] red, green, blue, depth, transmittance
+  float *behind; // [max_buckets, tile² pixels row by row, 5] Σ weight (red, green, blue, depth) of the
+                 // bucket and all behind it, no background; transmittance before the bucket
 };
 
 // Hands out aligned pieces of a block of memory; with a null block it only counts.
@@ -106,12 +106,11 @@ inline DeviceState carve_state(const RasterizeParams &params, const RasterizePla
   s.transmittance = carver.take<float>(pixels);
   s.stop = carver.take<int32_t>(pixels);
   s.bucket_begin = carver.take<uint32_t>(plan.buckets ? tiles : 0);
-  s.colors = carver.take<float4>(plan.buckets ? pixels : 0);
   bytes = carver.bytes();
   return s;
 }
 
-constexpr int kBefore = 5; // floats a pixel and bucket
+constexpr int kBehind = 5; // floats a pixel and bucket
 
 // Every list but the shortest wastes part of a bucket.
 inline int64_t max_buckets(const RasterizeParams &params, const DeviceState &state, int64_t max_entries) {
@@ -126,7 +125,7 @@ inline void carve_entries(const RasterizeParams &params, const RasterizePlan &pl
   state.entries = carver.take<DeviceEntry>(max_entries);
   state.sorted = carver.take<DeviceEntry>(max_entries);
   state.bucket_tile = carver.take<uint32_t>(buckets);
-  state.before = carver.take<float>(buckets * plan.tile * plan.tile * kBefore);
+  state.behind = carver.take<float>(buckets * plan.tile * plan.tile * kBehind);
   bytes = carver.bytes();
 }
 
