@@ -147,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--judges", type=Path, default=Path("benchmarks/judges"))
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--cameras", action="store_true", help="tell the prior a camera, not the word alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="only so many prompts, spread over the vocabulary")
