@@ -25,7 +25,6 @@ from ddpo3d_fast.scene import (
     Gaussians,
     LearningRates,
     initial_cloud,
-    islands,
     orbit,
     outside_hull,
     prune,
@@ -207,9 +206,8 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 def export(gaussians: Gaussians, folder: Path) -> list[Path]:
     """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths."""
     asset = prune(gaussians.to("cpu"), EXPORT_OPACITY)
-    for strays in (outside_hull, islands):
-        if len(solid := asset[~strays(asset)]):
-            asset = solid
+    if len(solid := asset[~outside_hull(asset)]):
+        asset = solid
     ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
     write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
     write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))

@@ -3,7 +3,7 @@
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
 from ddpo3d_fast.scene.densify import prune, relocate
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
-from ddpo3d_fast.scene.hull import islands, outside_hull
+from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_cloud
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "LearningRates",
     "Views",
     "initial_cloud",
-    "islands",
     "look_at_origin",
     "orbit",
     "outside_hull",

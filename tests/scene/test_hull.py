@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpo3d_fast.scene import Gaussians, islands, outside_hull, relocate
+from ddpo3d_fast.scene import Gaussians, outside_hull, relocate
 
 
 def scene(centers: torch.Tensor, opacity: float = 0.9, scale: float = 0.05) -> Gaussians:
@@ -66,35 +66,3 @@ def test_relocation_moves_what_is_outside_onto_what_is_inside(ball):
 def test_a_threshold_out_of_range_is_refused(ball):
     with pytest.raises(ValueError, match=r"threshold: expected a number from 0 to 1, got 1\.5"):
         outside_hull(scene(ball), 1.5)
-
-
-def clump(count: int, *center: float) -> torch.Tensor:
-    noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
-    return torch.tensor(center) + 0.01 * noise
-
-
-def test_a_clump_apart_from_the_object_is_an_island_however_many_gaussians_it_has(ball):
-    few, many = clump(3, 0.8, 0.0, 0.0), clump(2000, 0.0, 0.9, 0.0)
-    found = islands(scene(torch.cat([ball, few, many])))
-    assert not found[: len(ball)].any()
-    assert found[len(ball) :].all()
-
-
-def test_a_large_part_apart_and_a_small_one_that_touches_are_no_islands(ball):
-    beside = torch.cat([ball, 0.6 * ball + torch.tensor([1.5, 0.0, 0.0]), clump(20, 0.52, 0.0, 0.0)])
-    assert not islands(scene(beside)).any()
-
-
-def test_far_out_and_missing_gaussians_do_no_harm(ball):
-    wild = torch.tensor([[1e9, 0.0, 0.0], [float("nan"), 0.0, 0.0]])
-    found = islands(scene(torch.cat([ball, wild])))
-    assert not found[: len(ball)].any()
-    assert found[len(ball)]
-    assert islands(scene(torch.zeros(0, 3))).shape == (0,)
-    assert not islands(scene(torch.zeros(1, 3))).any()
-
-
-@pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": math.nan}, {"share": -0.1}, {"share": 2.0}])
-def test_an_island_of_no_size_is_refused(ball, wrong):
-    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}: expected a .*number"):
-        islands(scene(ball), **wrong)
