@@ -1,6 +1,7 @@
 """Are the assets what the prompts asked for? An independent judge names them from held-out views.
 
-    python benchmarks/quality.py [--preset standard] [--seeds 0 1] [--sheet FILE.png] [--json FILE] [-- FLAGS]
+    python benchmarks/quality.py [--preset standard] [--seeds 0 1] [--assets DIR] [--sheet FILE.png]
+                                 [--json FILE] [-- FLAGS]
 
 For each of 12 prompts over different classes and each seed: generate, render 8 views between the training
 elevations, let a classifier that was trained on true renders name class and colour (mean log-probability over
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
     parser.add_argument("--sheet", type=Path, help="contact sheet of all assets, four views each")
+    parser.add_argument("--assets", type=Path, help="keep the run folders here, to look at")
     parser.add_argument("--json", type=Path)
     own, flags = sys.argv[1:], []
     if "--" in own:
@@ -97,7 +99,7 @@ def main() -> None:
                 Config, args=["--prompt", prompt, *flags], default=preset(arguments.preset, prompt)
             )
             with tempfile.TemporaryDirectory() as place:
-                folder = Path(place) / "run"
+                folder = (arguments.assets or Path(place)) / f"{color}-{name}-{seed}"
                 started, scores = time.perf_counter(), []
 
                 def observe(row: dict, scores: list[float] = scores) -> None:

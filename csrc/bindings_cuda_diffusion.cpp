@@ -28,7 +28,7 @@ using AdamGroup = std::tuple<Address, Address, Address, Address, int64_t, int64_
 void bind_cuda_diffusion(py::module_ &module) {
   using release = py::call_guard<py::gil_scoped_release>;
 
-  bind_prediction(module);
+  bind_parameters(module);
 
   module.def(
       "philox_normal_cuda",
@@ -83,6 +83,13 @@ void bind_cuda_diffusion(py::module_ &module) {
       py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"), py::arg("views"),
       py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"), py::arg("action_stream"),
       py::arg("grad"), py::arg("stream_offset"), py::arg("cuda_stream"), release());
+
+  module.def(
+      "mixed_residual_cuda",
+      [](const MixedResidualParams &params, Address cuda_stream) {
+        mixed_residual_cuda(params, pointer<void>(cuda_stream));
+      },
+      py::arg("params"), py::arg("cuda_stream"), release());
 
   module.attr("max_adam_groups") = max_adam_groups;
 

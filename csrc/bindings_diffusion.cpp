@@ -45,7 +45,7 @@ void bind_diffusion(py::module_ &module) {
       py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
       py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("stream"), release());
 
-  ddpo3d_fast::bind_prediction(module);
+  ddpo3d_fast::bind_parameters(module);
 
   module.def(
       "denoise_action",
@@ -71,6 +71,11 @@ void bind_diffusion(py::module_ &module) {
       py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"), py::arg("views"),
       py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"), py::arg("action_stream"),
       py::arg("grad"), release());
+
+  module.def(
+      "mixed_residual",
+      [](const ddpo3d_fast::MixedResidualParams &params) { ddpo3d_fast::mixed_residual(params); },
+      py::arg("params"), release());
 
   module.def(
       "adam",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from ddpo3d_fast.config import Config, flag, preset
+from ddpo3d_fast.config import Config, Preset, flag, preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.run import read_config
 
@@ -71,11 +72,62 @@ class Info:
     """print details, and the stack trace of an error"""
 
 
+@dataclass(frozen=True)
+class EnginesList:
+    """Shows the cache of exported graphs and built engines."""
+
+    json: _Switch = False
+    """as one JSON object"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class EnginesBuild:
+    """Builds and tries what a run with the same settings would build when it starts."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
+    """the prior, as for generate"""
+    preset: Preset = "standard"
+    """of its settings, the sizes count"""
+    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = ""
+    """another autoencoder than the model's own"""
+    lora: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
+    ] = ()
+    """an adapter to fuse into the model; repeat it for several"""
+    reward: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="NAME[=WEIGHT]", help_behavior_hint=""),
+    ] = ()
+    """a reward, as for generate; repeat it for several (default: the model's)"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the run shall be"""
+    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
+    """what shall run the networks; torch needs nothing built, nor do the embedded models with auto"""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """what the networks shall compute in"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class EnginesClear:
+    """Empties the cache of exported graphs and built engines."""
+
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
 _EXAMPLES: dict[type, str] = {
     Generate: """examples:
   ddpo3d-fast generate --prompt "a red mushroom"
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3 --output car
   ddpo3d-fast generate --prompt "a green tree" --reward embedded=0.5 --reward my_module:my_score
+  ddpo3d-fast generate --prompt "a ripe strawberry" --model sd21 --reward aesthetic
   ddpo3d-fast generate --resume outputs/a-red-mushroom-0 --steps 300
   ddpo3d-fast generate --preset high --help     (the settings behind a preset)
 """,
@@ -88,6 +140,17 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast info
   ddpo3d-fast info --json
 """,
+    EnginesList: """examples:
+  ddpo3d-fast engines list
+  ddpo3d-fast engines list --json
+""",
+    EnginesBuild: """examples:
+  ddpo3d-fast engines build --model sd21 --reward aesthetic
+  ddpo3d-fast engines build --runtime onnxruntime --device cpu
+""",
+    EnginesClear: """examples:
+  ddpo3d-fast engines clear
+""",
 }
 
 
@@ -96,7 +159,7 @@ def parse(kind: type[Settings], words: Sequence[str], default: Settings | None =
 
     Raises InputError for a wrong word. For --help, prints it and raises SystemExit.
     """
-    command = f"ddpo3d-fast {kind.__name__.lower()}"
+    command = f"ddpo3d-fast {_name(kind)}"
     options: dict[str, Any] = {
         "args": list(words),
         "prog": command,
@@ -117,6 +180,11 @@ def parse(kind: type[Settings], words: Sequence[str], default: Settings | None =
     )
 
 
+def _name(kind: type) -> str:
+    """The words of a command: those of its class."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+
+
 def generate_settings(words: Sequence[str]) -> Generate:
     """The settings of `generate`: flags, before --config's file or --preset's values. Raises InputError."""
     if _value_of("--resume", words) is not None and (other := _given(Generate, words) - {*_KEPT_ON_RESUME}):
@@ -125,7 +193,7 @@ def generate_settings(words: Sequence[str]) -> Generate:
         )
     name, file = _value_of("--preset", words), _value_of("--config", words)
     if file is None:
-        base = preset(name or "standard")
+        base = preset(name or "standard", model=_value_of("--model", words) or "embedded")
     elif name is None:
         base = read_config(file, "--config")
     else:
@@ -184,14 +252,14 @@ def _explain(kind: type, words: Sequence[str]) -> str:
         if options.get(f"--{name.removeprefix('--no-')}") is bool:
             continue
         if name not in options:
-            return f"{name}: no such option of {kind.__name__.lower()}{suggestion(name, list(options))}"
+            return f"{name}: no such option of {_name(kind)}{suggestion(name, list(options))}"
         hint = options[name]
         if hint is bool:
             if equals:
                 return f"{name}: expected no value, got {value!r}"
             continue
         expected, convert = _expectation(hint)
-        many = get_origin(hint) is tuple and name != "--reward"
+        many = get_origin(hint) is tuple and name not in ("--reward", "--lora")  # they are repeated
         values = [value] if equals else []
         while left and not left[0].startswith("--") and (many or not values):
             values.append(left.pop(0))
@@ -217,5 +285,5 @@ def _expectation(hint: Any) -> tuple[str, Any]:
     if int in kinds:
         return "whole numbers" if get_origin(hint) is tuple else "a whole number", int
     if float in kinds:
-        return "a number", float
+        return "numbers" if get_origin(hint) is tuple else "a number", float
     return ("a path" if Path in kinds else "some text"), str

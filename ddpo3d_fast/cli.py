@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -10,12 +11,13 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.errors import InputError, suggestion
+from ddpo3d_fast.errors import FallbackWarning, InputError, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,17 +36,29 @@ commands:
   generate    make a 3D asset from a prompt
   render      turntable, contact sheet or stills of a Gaussian splat
   info        hardware, runtimes and models: what is found, what is used
+  engines     list, build or clear the cache of exported graphs and built engines
 
 examples:
   ddpo3d-fast generate --prompt "a red mushroom"
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast engines list
 
 Each command has its own --help. --version prints the version.
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 """
-# The packages of the extra `generate`, and their modules: what a command needs beside torch and numpy.
+ENGINES_HELP = """usage: ddpo3d-fast engines ACTION [OPTIONS]
+
+actions:
+  list        what is in the cache
+  build       build now what a run would build when it starts
+  clear       empty the cache
+
+The cache is $DDPO3D_CACHE, or ddpo3d-fast in the user's cache folder. Each action has its own --help.
+"""
+# Packages of the extra `generate`, and their modules: what a command needs beside torch and numpy. Those that
+# load other models than the embedded ones are asked for where one is named (engines.libraries).
 PACKAGES = {
     "onnxruntime": "onnxruntime",
     "safetensors": "safetensors",
@@ -67,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, format="%(name)s: %(message)s")
     try:
-        code = _run(words)
+        with _fallbacks_shown(quiet="-q" in words or "--quiet" in words):
+            code = _run(words)
         sys.stdout.flush()
         return code
     except InputError as error:
@@ -87,8 +102,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{type(error).__name__}: {error}{'' if verbose else ' (-v shows where)'}", 1)
 
 
+@contextlib.contextmanager
+def _fallbacks_shown(quiet: bool) -> Iterator[None]:
+    """Prints what a run has to do without; other warnings go where they went."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, FallbackWarning):
+                others(message, category, *where)
+            elif not quiet:
+                print(f"ddpo3d-fast: {message}", file=sys.stderr)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "render": _render, "info": _info}
+    commands = {"generate": _generate, "render": _render, "info": _info, "engines": _engines}
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -253,6 +284,74 @@ def _info(words: list[str]) -> None:
 
     facts = report()
     print(json.dumps(facts, indent=2) if settings.json else describe(facts))
+
+
+def _engines(words: list[str]) -> None:
+    actions = {"list": _list_engines, "build": _build_engines, "clear": _clear_engines}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(ENGINES_HELP, end="")
+        return
+    if words[0] not in actions:
+        close = suggestion(words[0], list(actions))
+        raise InputError(f"engines: expected one of {', '.join(actions)}, got {words[0]!r}{close}")
+    actions[words[0]](words[1:])
+
+
+def _list_engines(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import EnginesList, parse
+
+    settings = parse(EnginesList, words)
+    from ddpo3d_fast.engines.cache import cache_folder, entries
+
+    found = entries()
+    if settings.json:
+        facts = [{"folder": entry.path.name, "bytes": entry.size, **entry.facts} for entry in found]
+        print(json.dumps({"folder": str(cache_folder()), "engines": facts}, indent=2))
+        return
+    print(cache_folder())
+    for entry in found:
+        print(f"  {entry}")
+    print(f"{len(found)} in all, {sum(entry.size for entry in found) / 2**20:.1f} MiB")
+
+
+def _build_engines(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import EnginesBuild, generate_settings, parse, to_config
+    from ddpo3d_fast.config import validate
+
+    parse(EnginesBuild, words)
+    config = validate(to_config(generate_settings(["--prompt", "anything", *words])))
+    import torch
+
+    from ddpo3d_fast.engines.cache import entries
+    from ddpo3d_fast.generate import load_models
+    from ddpo3d_fast.info import choose_device
+
+    device = choose_device(config.device)[0]
+    before = {entry.path for entry in entries()}
+    prior, scorer = load_models(config, device)
+    # Engines are made when they are first called, so each is.
+    size = prior.picture_size
+    pictures = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    latents, pull_back = prior.codec.encode_with_vjp(pictures)
+    pull_back(torch.ones_like(latents))
+    prior.codec.decode(latents)
+    if scorer is not None:
+        scorer.score(pictures, [""])
+        if scorer.differentiable:
+            scorer.score_vjp(pictures, [""])
+    for entry in entries():
+        if entry.path not in before:
+            print(f"built {entry}")
+    print(f"{config.distillation.model}: {prior.runtime}")
+
+
+def _clear_engines(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import EnginesClear, parse
+
+    parse(EnginesClear, words)
+    from ddpo3d_fast.engines.cache import cache_folder, clear
+
+    print(f"{cache_folder()}: {clear()} removed")
 
 
 def _raised_by_kernels(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -12,7 +14,7 @@ import tyro
 
 from ddpo3d_fast.errors import InputError
 
-Preset = Literal["draft", "standard", "high"]
+Preset = Literal["draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,11 @@ class Schedule:
     """where annealing ends"""
     timestep_jitter: float = 0.05
     """half-width of the uniform jitter around the annealed timestep, as a fraction"""
-    resolution_factors: tuple[int, ...] = (1, 2)
-    """rendering size in units of the prior's picture, by equal parts of the run; averaged back to its size"""
+    render_scales: tuple[float, ...] = (1.0, 2.0)
+    """side of the rendered views, in units of the prior's picture, by equal parts of the run"""
+    picture_scales: tuple[float, ...] = (1.0,)
+    """side of the pictures that prior and scorer see of the views, likewise; must divide that of the views,
+    or be more"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Scene:
     """all learning rates fall to this fraction at the last step"""
     relocate_every: int = 20
     """steps between moves of dead Gaussians onto live ones (0: never)"""
-    dead_opacity: float = 0.02
+    dead_opacity: float = 0.05
     """a Gaussian below this opacity is dead"""
     carve_from: float = 0.4
     """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too"""
@@ -70,11 +75,29 @@ class Distillation:
     """Score distillation from the diffusion prior."""
 
     model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
-    """the prior: `embedded`, or a folder that holds one"""
+    """the prior: `embedded`; a Stable Diffusion folder in diffusers' format; `sd15`, `sd21`, `sdxl`, or a
+    hub's owner/name, which may download it"""
     guidance_scale: float = 2.0
     """classifier-free guidance"""
-    residual: Literal["clean", "sds"] = "clean"
-    """`clean`: towards the clipped clean guess, weight sqrt(1 - abar); `sds`: DreamFusion's, 1 - abar"""
+    residual: Literal["clean", "sds", "csd", "nfsd"] = "clean"
+    """`clean`: towards the clean guess, weight sqrt(1 - abar); `sds`: DreamFusion's, 1 - abar; `csd`, `nfsd`:
+    classifier and noise-free score distillation, without the injected noise"""
+    guidance_rescale: float = 0.0
+    """how far the guided clean guess gets back the spread of the unguided one, 0 to 1"""
+    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = ""
+    """another autoencoder than the model's own: a folder, `taesd`, `taesdxl` or a hub's owner/name"""
+    lora: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
+    ] = ()
+    """an adapter's safetensors to fuse into the model; repeat it for several"""
+    interpolate_views: bool = True
+    """mix the embeddings of the two nearest view prompts (front, side, back, overhead); else the nearest"""
+    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
+    """what runs the networks; auto: the fastest that is there and agrees with torch"""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """what the networks compute in; auto: fp16 on a GPU, fp32 on the CPU"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,8 @@ class Reward:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="NAME[=WEIGHT]", help_behavior_hint=""),
     ] = ()
-    """`embedded`, or `module:function` of images [B, 3, H, W] and prompts; repeat it to add several
-    (default: embedded)"""
+    """`embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or `module:function` of images [B, 3, H, W]
+    and prompts; repeat it to add several (default: embedded; aesthetic with a Stable Diffusion by name)"""
     policy_weight: float = 1.0
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: float = 0.1
@@ -100,6 +123,8 @@ class Reward:
     """advantages against the other actions of the view, or against a running window of the run's rewards"""
     shuffle_advantages: bool = False
     """a control for experiments: the same noise, no signal"""
+    reward_guidance_scale: float = 0.0
+    """classifier-free guidance of the clean guesses that are scored (0: that of --guidance-scale)"""
     policy_max_timestep: float = 0.7
     """the policy gradient is off above this timestep and rises to full weight as it falls below"""
 
@@ -120,27 +145,86 @@ class Config:
     """fills every setting that is not given"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
+    cuda_graph: bool = True
+    """on a GPU, replay each step as a CUDA graph, captured once for each rendering size"""
     schedule: tyro.conf.OmitArgPrefixes[Schedule] = field(default_factory=Schedule)
     scene: tyro.conf.OmitArgPrefixes[Scene] = field(default_factory=Scene)
     distillation: tyro.conf.OmitArgPrefixes[Distillation] = field(default_factory=Distillation)
     reward: tyro.conf.OmitArgPrefixes[Reward] = field(default_factory=Reward)
 
 
-_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+_Changes = dict[str, Any]  # values of Config's fields; of a part's fields, where the field is a part
+_EMBEDDED: dict[str, _Changes] = {
     "draft": {"schedule": {"steps": 70, "noises": 2, "views": 2}, "scene": {"gaussians": 2000}},
     "standard": {},
     "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 10000}},
 }
+# DreamGaussian's text recipe (arXiv 2309.16653): its schedule, rates and guidance. Ours: a second noise for
+# the policy gradient, relocation for cloning, one decay for all rates, weaker guidance of what is scored.
+_STABLE_DIFFUSION: _Changes = {
+    "schedule": {
+        "steps": 500,
+        "views": 1,
+        "noises": 2,
+        "timestep_jitter": 0.0,
+        "render_scales": (0.25,) * 3 + (0.5,) * 3 + (1.0,) * 4,
+    },
+    "scene": {
+        "gaussians": 5000,
+        "means_rate": 1e-2,
+        "scales_rate": 5e-3,
+        "quats_rate": 5e-3,
+        "colors_rate": 1e-2,
+        "relocate_every": 50,
+        "dead_opacity": 0.01,
+    },
+    "distillation": {"guidance_scale": 100.0, "residual": "sds"},
+    "reward": {"reward_guidance_scale": 7.5},
+}
+_AWAY = "blurry, low quality, low resolution, dull colours, distorted, cropped"
+_HALF = {"picture_scales": (0.5,) * 7 + (1.0,) * 3}
+_STABLE_DIFFUSION_PRESETS: dict[str, _Changes] = {
+    "draft": {"schedule": {"steps": 250, "render_scales": (0.25, 0.5), "picture_scales": (0.5,)}},
+    "standard": {},
+    "high": {"schedule": {"steps": 1000, "views": 2}, "scene": {"gaussians": 20000}},
+    "csd": {"negative_prompt": _AWAY, "distillation": {"residual": "csd", "guidance_scale": 7.5}},
+    "nfsd": {"negative_prompt": _AWAY, "distillation": {"residual": "nfsd", "guidance_scale": 7.5}},
+    "rescaled": {"distillation": {"residual": "clean", "guidance_scale": 50.0, "guidance_rescale": 0.5}},
+    "thrifty": {"schedule": _HALF},
+}
 
 
-def preset(name: str, prompt: str = "") -> Config:
-    """The configuration that a preset stands for. Raises InputError for an unknown name."""
-    if name not in get_args(Preset):
-        raise InputError(f"--preset: expected one of {', '.join(get_args(Preset))}, got {name!r}")
-    changes = _PRESETS[name]
+def is_embedded(model: str) -> bool:
+    """Whether a model's name means the embedded prior, or a folder of its kind."""
+    if model == "embedded":
+        return True
+    try:
+        index = json.loads((Path(model) / "model_index.json").read_text())
+    except (OSError, ValueError):  # what is wrong with a folder is for its loading to say
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == "EmbeddedPrior"
+
+
+def preset(name: str, prompt: str = "", model: str = "embedded") -> Config:
+    """The configuration that a preset stands for with a model: the embedded prior, or one of Stable
+    Diffusion's. Raises InputError for a name that the model's presets do not have."""
+    embedded = is_embedded(model)
+    presets = _EMBEDDED if embedded else _STABLE_DIFFUSION_PRESETS
+    if name not in presets:
+        kind = "the embedded prior" if embedded else "Stable Diffusion"
+        raise InputError(f"--preset: expected one of {', '.join(presets)} for {kind}, got {name!r}")
     config = Config(prompt=prompt, preset=name)  # type: ignore[arg-type]
-    parts = {part: dataclasses.replace(getattr(config, part), **values) for part, values in changes.items()}
-    return dataclasses.replace(config, **parts)
+    for changes in (presets[name],) if embedded else (_STABLE_DIFFUSION, presets[name]):
+        config = _changed(config, changes)
+    return _changed(config, {"distillation": {"model": model}})
+
+
+def _changed(config: Config, changes: _Changes) -> Config:
+    values = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **values)
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -164,10 +248,23 @@ _RANGES: dict[str, tuple[float, float]] = {
     "opacity_penalty": (0.0, 1e3),
     "alpha_penalty": (0.0, 1e3),
     "guidance_scale": (0.0, 1e3),
+    "guidance_rescale": (0.0, 1.0),
+    "reward_guidance_scale": (0.0, 1e3),
     "policy_weight": (0.0, 1e3),
     "guide_weight": (0.0, 1e3),
     "policy_max_timestep": (0.0, 1.0),
 }
+
+
+def adapter(text: str) -> tuple[str, float]:
+    """A LoRA's file and scale from FILE[=SCALE]. Raises InputError for a scale that is no finite number."""
+    file, equals, scale = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(scale)):
+            return file, value
+    raise InputError(f"--lora: expected FILE or FILE=SCALE with a finite number, got {text!r}")
 
 
 def flag(name: str) -> str:
@@ -192,9 +289,21 @@ def validate(config: Config) -> Config:
             f"--min-timestep: expected at most --max-timestep ({config.schedule.max_timestep:g}), "
             f"got {config.schedule.min_timestep:g}"
         )
-    factors = config.schedule.resolution_factors
-    if not factors or any(not 1 <= factor <= 16 for factor in factors):
-        raise InputError(f"--resolution-factors: expected whole numbers from 1 to 16, got {factors}")
+    for text in config.distillation.lora:
+        adapter(text)
+    for name in ("render_scales", "picture_scales"):
+        scales = getattr(config.schedule, name)
+        if not scales or any(not 0.1 <= scale <= 16 for scale in scales):
+            raise InputError(f"{flag(name)}: expected one or more numbers from 0.1 to 16, got {scales}")
+    if config.distillation.residual == "nfsd" and not config.negative_prompt.strip():
+        raise InputError(
+            "--negative-prompt: expected what to stay away from, for --residual nfsd, got nothing"
+        )
+    if config.distillation.residual in ("csd", "nfsd") and config.distillation.guidance_rescale:
+        raise InputError(
+            f"--guidance-rescale: expected 0 with --residual {config.distillation.residual}, "
+            f"got {config.distillation.guidance_rescale:g}"
+        )
     reward = config.reward
     if reward.policy_weight and reward.baseline == "group":
         if config.schedule.noises < 2:
@@ -251,7 +360,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def from_dict(data: Any, where: str = "config") -> Config:
     """A configuration from `to_dict`'s data; settings left out come from its preset. Raises InputError."""
     values = _part(Config, data, where)
-    config = preset(values.get("preset", "standard"), values.get("prompt", ""))
+    model = values.get("distillation", {}).get("model", "embedded")
+    config = preset(values.get("preset", "standard"), values.get("prompt", ""), model)
     for name in ("schedule", "scene", "distillation", "reward"):
         values[name] = dataclasses.replace(getattr(config, name), **values.get(name, {}))
     return dataclasses.replace(config, **values)

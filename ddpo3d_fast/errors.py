@@ -1,4 +1,4 @@
-"""What a user is told whose input is wrong: the one exception that means it, and what was perhaps meant."""
+"""What a user is told: that the input is wrong, what was perhaps meant, what a run has to do without."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,6 +9,13 @@ class InputError(ValueError):
 
     The command line prints the message alone, without a stack trace, and exits with code 2. Errors in the
     use of the Python functions stay plain ValueError and TypeError.
+    """
+
+
+class FallbackWarning(UserWarning):
+    """Something was not to be had or not right, and something slower or coarser takes its place. One line.
+
+    The command line prints it.
     """
 
 

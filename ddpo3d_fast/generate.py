@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
-from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, one_torch_thread
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.kernels import TileCapacity
-from ddpo3d_fast.priors import load_prior
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.priors import Prior, load_prior
+from ddpo3d_fast.rewards import Reward, make_reward
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import (
+    Cameras,
     Gaussians,
     LearningRates,
     initial_cloud,
@@ -30,11 +35,22 @@ from ddpo3d_fast.scene import (
     prune,
     relocate,
     sample_cameras,
+    unsupported,
+)
+from ddpo3d_fast.schedule import (
+    calls_of,
+    rate_scale_at,
+    resize,
+    resize_vjp,
+    sample_backgrounds,
+    sizes_at,
+    timestep_at,
 )
 
 CHECKPOINT_EVERY = 50  # steps
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
+PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
 
 Observer = Callable[[dict[str, Any]], None]
@@ -49,45 +65,56 @@ class Result:
     seconds: dict[str, float]  # by part
 
 
-def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
-    """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), plus jitter [V]."""
-    level = high + (low - high) * fraction + jitter
-    return (level.clamp(low, high) * (count - 1)).long()
-
-
-def learning_rates(config: Config, fraction: float) -> LearningRates:
-    """Exponential decay of all rates to `final_rate` of them."""
-    scene = config.scene
-    decay = max(scene.final_rate, 1e-8) ** fraction
+def learning_rates(scene: Scene) -> LearningRates:
+    """Of the first step."""
     return LearningRates(
-        means=scene.means_rate * decay,
-        quats=scene.quats_rate * decay,
-        log_scales=scene.scales_rate * decay,
-        logit_opacities=scene.opacities_rate * decay,
-        sh=scene.colors_rate * decay,
+        means=scene.means_rate,
+        quats=scene.quats_rate,
+        log_scales=scene.scales_rate,
+        logit_opacities=scene.opacities_rate,
+        sh=scene.colors_rate,
     )
 
 
-def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
-    """[V, 3]: half white, half a random grey, as the prior's training pictures."""
-    white, grey = torch.rand(2, views, generator=generator)
-    return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
+def default_reward(model: str) -> str:
+    """What judges where no reward is named. InputError for a folder of Stable Diffusion's: who names no hub's
+    model wants no download, and the package has no scorer for such pictures."""
+    if is_embedded(model):
+        return "embedded"
+    if Path(model).expanduser().is_dir():
+        raise InputError(
+            "--reward: expected a scorer beside a folder of Stable Diffusion (aesthetic, which may download "
+            "it; docs/rewards.md has all), or --policy-weight 0 --guide-weight 0, got nothing"
+        )
+    return "aesthetic"
+
+
+def predictions(config: Config) -> int:
+    """How many an item needs: for the prompt and for nothing or the negative prompt, or for all three."""
+    return 3 if config.distillation.residual == "nfsd" else 2
+
+
+def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
+    """The prior of a run and, where it uses one, its reward. Raises InputError."""
+    model, wishes = config.distillation, config.reward
+    prior = load_prior(
+        model.model,
+        device,
+        PRECISIONS[model.precision],
+        model.runtime,
+        model.codec or None,
+        [adapter(text) for text in model.lora],
+        model.interpolate_views,
+        calls_of(config.schedule, predictions(config)),
+    )
+    if not (wishes.policy_weight or wishes.guide_weight):
+        return prior, None
+    return prior, make_reward(wishes.reward or (default_reward(model.model),), device, model.runtime)
 
 
 def read(metrics: dict[str, Tensor]) -> dict[str, float]:
     """The numbers of tensors [] on one device, with one wait for all that was launched there."""
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-
-
-def shrink(images: Tensor, factor: int) -> Tensor:
-    """[V, H f, W f, 3] rendered images to pictures [V, 3, H, W], averaging areas."""
-    return torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2), factor)
-
-
-def shrink_vjp(grad: Tensor, factor: int) -> Tensor:
-    """Gradient with respect to the images from that with respect to the pictures of `shrink`."""
-    spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
-    return spread.permute(0, 2, 3, 1).contiguous()
 
 
 @one_torch_thread()
@@ -105,10 +132,10 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         device, _ = choose_device(config.device)
         place = "the GPU" if device.type == "cuda" else "the CPU"
         observer({"stage": "load", "message": f"loading {config.distillation.model} on {place}"})
-        prior = load_prior(config.distillation.model, device)
-        prompt = prior.prompt(config.prompt, config.negative_prompt)
-        wanted = wishes.policy_weight > 0 or wishes.guide_weight > 0
-        scorer = make_reward(list(wishes.reward) or ["embedded"], device) if wanted else None
+        prior, scorer = load_models(config, device)
+        prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
+        steps = range(1, schedule.steps + 1)
+        sizes = {n: sizes_at(schedule, prior.picture_size, (n - 1) / schedule.steps) for n in steps}
         guided_by_reward = scorer is not None and scorer.differentiable and wishes.guide_weight > 0
         distill = ScoreDistillation(
             prior,
@@ -125,15 +152,47 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         if resume:
             state = folder.load_checkpoint()
             gaussians.load_state_dict(state["gaussians"])
-            distill.baseline.window = torch.tensor(state["rewards"])
+            distill.baseline = RunningBaseline(state["rewards"], device)
             first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
+        capturable = scorer is None or scorer.capturable
+        graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
         folder.write_config(config, {"engine": prior.runtime, "reward": scorer.name if scorer else "none"})
 
     def checkpoint(step: int) -> None:
         folder.write_metrics(rows)
         state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
         folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards})
+
+    rates = learning_rates(scene)
+
+    def advance(inputs: dict[str, Tensor], rendered: int, seen: int, acting: bool) -> dict[str, Tensor]:
+        """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
+        with clock("render"):
+            cameras = Cameras(inputs["viewmats"], inputs["azimuth"], inputs["elevation"])
+            views = gaussians.render(cameras, rendered, rendered, inputs["backgrounds"], capacity=capacity)
+            # Without room the views are NaN, which a user's reward may refuse.
+            pictures = resize(views.rgb, seen).nan_to_num()
+        with clock("residual"):
+            guided = distill(pictures, inputs, acting)
+            gradient, metrics = guided.grad_pictures, guided.metrics
+        if scorer is not None and guided_by_reward:
+            with clock("reward"):
+                guide, metrics["guide"] = reward_guide(
+                    pictures, config.prompt, scorer, wishes.guide_weight, gradient
+                )
+                gradient = gradient + guide
+        with clock("update"):
+            gaussians.update(
+                views,
+                resize_vjp(gradient, rendered) / schedule.views,
+                alpha_penalty(views.alpha, inputs["haziness"]),
+                rates,
+                inputs["step"],
+                opacity_penalty=scene.opacity_penalty,
+                rate_scale=inputs["rate_scale"],
+            )
+        return metrics | {"alpha": views.alpha.mean()}
 
     step = first - 1
     with deferred_interrupt() as interrupted:
@@ -147,38 +206,31 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
             timesteps = timestep_at(
                 fraction, len(prior.alphas_cumprod), schedule.min_timestep, schedule.max_timestep, jitter
             )
-            factor = schedule.resolution_factors[int(fraction * len(schedule.resolution_factors))]
-            size = prior.picture_size * factor
-            window, done = distill.baseline.window, False
+            rendered, seen = sizes[step]
+            haziness = scene.alpha_penalty * fraction * (seen / rendered) ** 2 / schedule.views
+            with clock("predict"):
+                inputs, acting = distill.inputs(seen_from, timesteps, step)
+            inputs |= {
+                "viewmats": cameras.viewmats,
+                "azimuth": cameras.azimuth,
+                "elevation": cameras.elevation,
+                "backgrounds": backgrounds,
+                "haziness": torch.tensor(haziness),
+                "rate_scale": torch.tensor([rate_scale_at(fraction, scene.final_rate)]),
+                "step": torch.tensor([step]),
+            }
+            rewards_before, done = distill.baseline.window.clone(), False
+            key = (rendered, seen, acting)
 
             while not done:  # once; on a GPU again where the tile lists had too little room
-                distill.baseline.window = window
-                with clock("render"):
-                    views = gaussians.render(cameras, size, size, backgrounds, capacity=capacity)
-                    # Without room the views are NaN, which a user's reward may refuse.
-                    pictures = shrink(views.rgb, factor).nan_to_num()
-                with clock("residual"):
-                    guided = distill(pictures, seen_from, timesteps, step)
-                    gradient, metrics = guided.grad_pictures, guided.metrics
-                if scorer is not None and guided_by_reward:
-                    with clock("reward"):
-                        guide, metrics["guide"] = reward_guide(
-                            pictures, config.prompt, scorer, wishes.guide_weight, gradient
-                        )
-                        gradient = gradient + guide
-                with clock("update"):
-                    haziness = scene.alpha_penalty * fraction / (factor**2 * schedule.views)
-                    gaussians.update(
-                        views,
-                        shrink_vjp(gradient, factor) / schedule.views,
-                        alpha_penalty(views.alpha, haziness),
-                        learning_rates(config, fraction),
-                        step,
-                        opacity_penalty=scene.opacity_penalty,
-                    )
-                    numbers = read(metrics | {"alpha": views.alpha.mean()})
-                    done = not capacity.overflowed  # where it has, nothing was updated
-                    capacity.grow()
+                numbers = read(
+                    graphs(key, partial(advance, rendered=rendered, seen=seen, acting=acting), inputs)
+                )
+                done = not capacity.overflowed  # where it has, nothing was updated
+                if not done:
+                    distill.baseline.window.copy_(rewards_before)
+                if capacity.grow():
+                    graphs.forget()
 
             with clock("update"):
                 if scene.relocate_every and step % scene.relocate_every == 0 and fraction < 0.8:
@@ -206,8 +258,9 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 def export(gaussians: Gaussians, folder: Path) -> list[Path]:
     """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths."""
     asset = prune(gaussians.to("cpu"), EXPORT_OPACITY)
-    if len(solid := asset[~outside_hull(asset)]):
-        asset = solid
+    for haze in (unsupported, outside_hull):  # in this order: a clump of faint ones would be its own hull
+        if len(solid := asset[~haze(asset)]):
+            asset = solid
     ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
     write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
     write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))

@@ -16,7 +16,16 @@ from ddpo3d_fast.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-RUNTIMES = ("torch", "onnxruntime", "diffusers", "tensorrt")
+PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "tensorrt",
+    "onnx",
+    "onnxscript",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+)
 
 
 def cores() -> int:
@@ -69,7 +78,7 @@ def missing_for_cuda() -> list[str]:
     if not torch.cuda.is_available():
         missing.append(f"torch {torch.__version__} finds no CUDA device")
     if importlib.util.find_spec("diffusers") is None:
-        missing.append("diffusers is not installed (pip install 'ddpo3d-fast[cuda]')")
+        missing.append("diffusers is not installed (pip install 'ddpo3d-fast[generate]')")
     return missing
 
 
@@ -101,13 +110,14 @@ def report() -> dict[str, Any]:
             "cuda_build": build["cuda"],
             "cuda_devices": gpu_models(),
         },
-        "runtimes": {name: _version(name) for name in RUNTIMES},
+        "runtimes": {name: _version(name) for name in PACKAGES},
         "models": {"prior": prior, "scorer": scorer},
         "used": {
             "device": why,
             "rasterizer": cpu if device.type == "cpu" else "CUDA",
             "prior": prior_use,
             "scorer": scorer_use,
+            "other models": _networks(device),
         },
     }
 
@@ -120,7 +130,7 @@ def describe(facts: dict[str, Any]) -> str:
     build = "CUDA kernels built" if hardware["cuda_build"] else "built without CUDA kernels"
     lines.append(f"  GPU       {', '.join(hardware['cuda_devices']) or 'none that torch can use'}; {build}")
     lines += ["", "runtimes"]
-    lines += [f"  {name:<13}{version or 'not installed'}" for name, version in facts["runtimes"].items()]
+    lines += [f"  {name:<17}{version or 'not installed'}" for name, version in facts["runtimes"].items()]
     lines += ["", "embedded models"]
     for name, model in models.items():
         text = f"{model['mebibytes']:.1f} MiB  {model['path']}" if model else "not found"
@@ -130,7 +140,7 @@ def describe(facts: dict[str, Any]) -> str:
         lines.append(f"  {len(prior['objects'])} objects: {', '.join(prior['objects'])}")
         lines.append(f"  {len(prior['colors'])} colours: {', '.join(prior['colors'])}")
     lines += ["", "a run here would use"]
-    lines += [f"  {part:<12}{use}" for part, use in used.items()]
+    lines += [f"  {part:<14}{use}" for part, use in used.items()]
     return "\n".join(lines)
 
 
@@ -166,6 +176,15 @@ def _scorer(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     except InputError as error:
         return None, f"unusable: {error}"
     return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"
+
+
+def _networks(device: torch.device) -> str:
+    """What would run other models than the embedded ones, and why nothing faster does."""
+    from ddpo3d_fast.engines import choose_runtime, unavailable
+
+    best = "onnxruntime" if device.type == "cpu" else "tensorrt"
+    reason = unavailable(best, device)
+    return choose_runtime("auto", device) + (f"; {best}: {reason}" if reason else "")
 
 
 def _folder(path: Path, without: str = "") -> dict[str, Any]:

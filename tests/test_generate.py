@@ -13,8 +13,11 @@ import yaml
 from ddpo3d_fast import config as settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import generate, learning_rates, read, shrink, shrink_vjp, timestep_at
+from ddpo3d_fast.generate import export, generate, learning_rates, read
 from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.scene import Gaussians
+from ddpo3d_fast.scene.gaussians import PARAMETERS
+from ddpo3d_fast.schedule import rate_scale_at, resize, resize_vjp, sizes_at, timestep_at
 
 FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "checkpoint.pt"}
 
@@ -141,6 +144,33 @@ def test_haze_outside_the_silhouettes_is_moved_from_the_asked_fraction_on(tmp_pa
     assert assets[0] != assets[1]
 
 
+def cloud(count, center, opacity, spread):
+    noise = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
+    return Gaussians(
+        means=torch.tensor(center) + spread * noise,
+        quats=torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+        log_scales=torch.full((count, 3), math.log(0.04)),
+        logit_opacities=torch.full((count,), math.log(opacity / (1 - opacity))),
+        sh=torch.zeros(count, 1, 3),
+    )
+
+
+def test_an_asset_is_written_without_its_floaters(tmp_path):
+    """The object and a strong small part apart from it stay, dots of faint Gaussians and haze do not."""
+    parts = (
+        cloud(3000, (0.0, -0.2, 0.0), 0.8, 0.12),  # the object
+        cloud(30, (0.0, 0.5, 0.0), 0.5, 0.01),  # an antenna's tip
+        cloud(400, (0.6, 0.2, 0.0), 0.05, 0.03),  # hundreds of faint ones, opaque together
+        cloud(1, (-0.6, 0.3, 0.2), 0.2, 0.0),  # a wisp
+    )
+    whole = Gaussians(*(torch.cat([getattr(part, name) for part in parts]) for name in PARAMETERS))
+    export(whole, tmp_path)
+    means = read_ply(tmp_path / "asset.ply").means
+    assert (means[:, 0].abs() < 0.55).all()
+    assert ((means - torch.tensor([0.0, 0.5, 0.0])).norm(dim=1) < 0.1).sum() == 30
+    assert len(means) > 2900
+
+
 def test_a_reward_without_a_gradient_turns_the_guide_off(tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text(
         "def brightness(images, prompts):\n    return images.detach().mean((1, 2, 3))\n"
@@ -173,10 +203,11 @@ def test_timesteps_are_annealed_and_stay_in_range():
 
 
 def test_learning_rates_decay_to_the_final_fraction():
-    config = settings.preset("standard", "x")
-    first, last = learning_rates(config, 0.0), learning_rates(config, 1.0)
-    for name, rate in vars(first).items():
-        assert getattr(last, name) == pytest.approx(rate * config.scene.final_rate)
+    scene = settings.preset("standard", "x").scene
+    assert learning_rates(scene).means == scene.means_rate
+    assert learning_rates(scene).sh == scene.colors_rate
+    scales = [rate_scale_at(fraction, 0.01) for fraction in (0.0, 0.5, 1.0)]
+    assert scales == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_metrics_are_read_as_the_numbers_they_are():
@@ -187,6 +218,27 @@ def test_metrics_are_read_as_the_numbers_they_are():
     assert math.isnan(numbers["reward"])
 
 
-def test_the_vjp_of_shrinking_is_its_transpose():
-    images, grad = torch.rand(2, 8, 8, 3, dtype=torch.float64), torch.rand(2, 3, 4, 4, dtype=torch.float64)
-    assert torch.allclose((shrink(images, 2) * grad).sum(), (images * shrink_vjp(grad, 2)).sum())
+@pytest.mark.parametrize(("rendered", "seen"), [(8, 4), (4, 4), (4, 8), (4, 9), (12, 4)])
+def test_the_vjp_of_resizing_is_its_transpose(rendered, seen):
+    images = torch.rand(2, rendered, rendered, 3, dtype=torch.float64)
+    grad = torch.rand(2, 3, seen, seen, dtype=torch.float64)
+    pictures = resize(images, seen)
+    assert pictures.shape == grad.shape
+    assert torch.allclose((pictures * grad).sum(), (images * resize_vjp(grad, rendered)).sum())
+    assert torch.allclose(resize(torch.ones_like(images), seen), torch.ones_like(grad))
+
+
+def test_sizes_follow_the_run_by_equal_parts():
+    schedule = dataclasses.replace(
+        settings.preset("standard", "x").schedule, render_scales=(0.25, 0.5, 1.0), picture_scales=(0.5, 1.0)
+    )
+    sizes = [sizes_at(schedule, 512, fraction) for fraction in (0.0, 0.34, 0.5, 0.67, 0.99)]
+    assert sizes == [(128, 256), (256, 256), (256, 512), (512, 512), (512, 512)]
+
+
+@pytest.mark.parametrize(("render", "picture"), [(1.5, 1.0), (1.0, 0.3), (0.1, 0.1)])
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, render, picture):
+    config = small(tmp_path / "run", render_scales=(1.0, render), picture_scales=(1.0, picture))
+    with pytest.raises(InputError, match="--render-scales, --picture-scales: expected"):
+        run(config)
+    assert not config.output.exists()

@@ -4,26 +4,41 @@ so that whatever waits for one fails, and so do most operations on tensors of tw
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate
-from ddpo3d_fast.engines.torch import TorchEngine
+from ddpo3d_fast import generate, graphs
+from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.run import RunFolder
 
 DEVICE = torch.device("meta")
+CAPTURED: list[int] = []  # metrics of every step that was captured
 RASTERIZER = ("rasterize_project", "rasterize_blend", "rasterize_backward")
 KERNELS = (*RASTERIZER, "add_noise", "denoise_action", "score_residual", "adam")
 
 
 class Enough(Exception):
     pass
+
+
+class OnDevice(TorchDispatchMode):
+    """What a CUDA graph can hold: no operation here may touch the host's memory."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)]
+        assert all(tensor.device == DEVICE for tensor in tensors), f"{function} is not on the device alone"
+        return made
 
 
 @pytest.fixture
@@ -37,9 +52,19 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         getattr(library, f"{name}_cuda").side_effect = lambda *_, name=name, **__: names.append(name)
     monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": device == DEVICE)
     monkeypatch.setattr(_backend, "backend", lambda device: library)
-    monkeypatch.setattr(TorchEngine, "_probe_error", lambda self, probe: 0.0)
+    monkeypatch.setattr("ddpo3d_fast.engines.load.disagreement", lambda *_: ("", 0.0))
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (DEVICE, "meta"))
+    monkeypatch.setattr(generate, "StepGraphs", lambda device, enabled: StepGraphs(device))
+    monkeypatch.setattr(graphs, "capture", capture)
+    CAPTURED.clear()
     return names
+
+
+def capture(function: Callable[[], dict[str, Tensor]]) -> tuple[Callable[[], None], dict[str, Tensor]]:
+    with OnDevice():
+        outputs = function()
+    CAPTURED.append(len(outputs))
+    return lambda: None, outputs
 
 
 @pytest.mark.parametrize(
@@ -47,7 +72,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [{}, {"policy": "ddim"}, {"baseline": "running", "shuffle_advantages": True}, {"policy_weight": 0.0}],
     ids=["noise", "ddim", "running", "plain"],
 )
-def test_a_step_mixes_no_devices_and_reads_nothing_but_its_metrics(
+def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(metrics: dict[str, Tensor]) -> dict[str, float]:
@@ -78,3 +103,4 @@ def test_a_step_mixes_no_devices_and_reads_nothing_but_its_metrics(
     assert [step.split()[0] for step in steps[:4]] == ["rasterize_project"] * 4
     assert [step.split()[-2:] for step in steps[:4]] == [["rasterize_backward", "adam"]] * 4
     assert steps[4:] == [""]
+    assert len(CAPTURED) == 2  # the second step of each rendering size

@@ -15,7 +15,7 @@ LEVELS = (
     ("__main__", "training"),
     ("cli",),
     ("arguments", "progress", "generate"),
-    ("run", "control"),
+    ("run", "control", "graphs", "schedule"),
     ("info",),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "../maths/diffusion.h"
@@ -141,6 +142,14 @@ void action_gradient_stage(float weight, const float *__restrict__ normal, int c
     grad[i] -= weight * normal[i];
 }
 
+DDPO3D_SIMD_CLONES
+void mixed_residual_stage(MixtureCoefficients c, const float *__restrict__ noisy,
+                          const float *__restrict__ conditional, const float *__restrict__ unconditional,
+                          const float *__restrict__ negative, int count, float *__restrict__ grad) {
+  for (int i = 0; i < count; ++i)
+    grad[i] += mixed_residual(c, noisy[i], conditional[i], unconditional[i], negative[i]);
+}
+
 // ---- blocks
 // --------------------------------------------------------------------------------------------------------
 
@@ -162,6 +171,12 @@ const float *load(const Input &input, int64_t first, int count, float *buffer) {
   return buffer;
 }
 
+// The same, and zeros of an input that is absent.
+const float *load_or_zeros(const Input &input, int64_t first, int count, float *buffer) {
+  alignas(64) static const float zeros[block_size] = {};
+  return input.data ? load(input, first, count, buffer) : zeros;
+}
+
 // Clean guess and guided noise of `count` elements that begin at `first` in item `item`.
 void guess_block(const Prediction &p, int64_t item, int64_t first, int count, float *clean, float *noise) {
   alignas(64) float noisy_buffer[block_size], conditional_buffer[block_size],
@@ -174,9 +189,12 @@ void guess_block(const Prediction &p, int64_t item, int64_t first, int count, fl
     guidance_stage(p.guidance_scale, prediction, unconditional, count, guided_buffer);
     prediction = guided_buffer;
   }
-  const GuessCoefficients c = guess_coefficients(p.alphas_cumprod[item], PredictionType(p.type));
-  if (p.clip)
-    clipped_guess_stage(c, p.clip_low, p.clip_high, noisy, prediction, count, clean, noise);
+  const GuessCoefficients c = guess_coefficients(p.alphas_cumprod[item], PredictionType(p.type),
+                                                 p.clean_scale ? p.clean_scale[item] : 1.f);
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  if (p.clip || p.clean_scale)
+    clipped_guess_stage(c, p.clip ? p.clip_low : -infinity, p.clip ? p.clip_high : infinity, noisy,
+                        prediction, count, clean, noise);
   else
     guess_stage(c, noisy, prediction, count, clean, noise);
 }
@@ -189,8 +207,8 @@ int count_of(int64_t dims, int64_t block) {
 
 } // namespace
 
-// ---- the four operations
-// -------------------------------------------------------------------------------------------
+// ---- the operations
+// ------------------------------------------------------------------------------------------------
 
 void philox_normal(const PhiloxNormalParams &params) {
   parallel_for(blocks_of(params.count), [&](int64_t block) {
@@ -270,6 +288,29 @@ void score_residual(const ScoreResidualParams &params) {
         const float *normal = normals(params.seed, params.action_stream, first, normal_buffer);
         action_gradient_stage(params.action_weight[item], normal, count, grad);
       }
+    }
+    std::copy(grad, grad + count, params.grad + view * params.dims + offset);
+  });
+}
+
+void mixed_residual(const MixedResidualParams &params) {
+  const int64_t blocks = blocks_of(params.dims);
+  parallel_for(params.views * blocks, [&](int64_t task) {
+    const int64_t view = task / blocks, offset = task % blocks * block_size;
+    const int count = count_of(params.dims, task % blocks);
+    alignas(64) float noisy[block_size], conditional[block_size], unconditional[block_size],
+        negative[block_size];
+    alignas(64) float grad[block_size] = {};
+    for (int64_t item = view * params.actions; item < (view + 1) * params.actions; ++item) {
+      const int64_t first = item * params.dims + offset;
+      const float *mixture = params.mixture + 3 * item;
+      const MixtureCoefficients c = mixture_coefficients(
+          guess_coefficients(params.alphas_cumprod[item], PredictionType(params.type)),
+          params.residual_weight[item], mixture[0], mixture[1], params.negative.data ? mixture[2] : 0.f);
+      mixed_residual_stage(c, load_or_zeros(params.noisy, first, count, noisy),
+                           load(params.conditional, first, count, conditional),
+                           load(params.unconditional, first, count, unconditional),
+                           load_or_zeros(params.negative, first, count, negative), count, grad);
     }
     std::copy(grad, grad + count, params.grad + view * params.dims + offset);
   });

@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "../maths/diffusion.h"
@@ -173,6 +174,11 @@ __device__ __forceinline__ RawPrediction load_raw(const Prediction &p, int64_t f
   return raw;
 }
 
+__device__ __forceinline__ GuessCoefficients item_coefficients(const Prediction &p, int64_t item) {
+  return guess_coefficients(__ldg(p.alphas_cumprod + item), PredictionType(p.type),
+                            p.clean_scale ? __ldg(p.clean_scale + item) : 1.f);
+}
+
 // Clean guess and guided noise of four elements.
 __device__ __forceinline__ void guess_quad(const Prediction &p, const GuessCoefficients &c,
                                            const RawPrediction &raw, Quad &clean, Quad &guided_noise) {
@@ -183,9 +189,11 @@ __device__ __forceinline__ void guess_quad(const Prediction &p, const GuessCoeff
     for (int j = 0; j < 4; ++j)
       prediction.x[j] = guided_prediction(prediction.x[j], unconditional.x[j], p.guidance_scale);
   }
+  const bool derived = p.clip || p.clean_scale; // is the noise derived from the clean guess?
+  const float low = p.clip ? p.clip_low : -INFINITY, high = p.clip ? p.clip_high : INFINITY;
   for (int j = 0; j < 4; ++j) {
-    const Guess g = p.clip ? clipped_guess(c, noisy.x[j], prediction.x[j], p.clip_low, p.clip_high)
-                           : guess(c, noisy.x[j], prediction.x[j]);
+    const Guess g = derived ? clipped_guess(c, noisy.x[j], prediction.x[j], low, high)
+                            : guess(c, noisy.x[j], prediction.x[j]);
     clean.x[j] = g.clean;
     guided_noise.x[j] = g.noise;
   }
@@ -269,9 +277,9 @@ __global__ void __launch_bounds__(item_threads, 4)
     normal = normals<vectorized>(p.seed, p.stream + value_or_zero(stream_offset), uint64_t(first));
   if (wants_guess) {
     if (threadIdx.x == 0) {
-      const float abar = __ldg(p.prediction.alphas_cumprod + place.row);
-      coefficients = guess_coefficients(abar, PredictionType(p.prediction.type));
-      step = ddim_step(abar, __ldg(p.prev_alphas_cumprod + place.row), p.eta);
+      coefficients = item_coefficients(p.prediction, place.row);
+      step = ddim_step(__ldg(p.prediction.alphas_cumprod + place.row),
+                       __ldg(p.prev_alphas_cumprod + place.row), p.eta);
     }
     __syncthreads();
     if (place.count > 0) {
@@ -344,9 +352,8 @@ __global__ void __launch_bounds__(action_threads)
       __syncthreads(); // the last table has been read
       if (threadIdx.x < table_size && k + threadIdx.x < p.actions) {
         const int64_t mine = item + threadIdx.x;
-        table[threadIdx.x] = {
-            guess_coefficients(__ldg(p.prediction.alphas_cumprod + mine), PredictionType(p.prediction.type)),
-            __ldg(p.residual_weight + mine), p.action_weight ? __ldg(p.action_weight + mine) : 0.f};
+        table[threadIdx.x] = {item_coefficients(p.prediction, mine), __ldg(p.residual_weight + mine),
+                              p.action_weight ? __ldg(p.action_weight + mine) : 0.f};
       }
       __syncthreads();
     }
@@ -363,6 +370,62 @@ __global__ void __launch_bounds__(action_threads)
       for (int j = 0; j < 4; ++j)
         grad.x[j] -= c.action_weight * normal.x[j];
     }
+  }
+  if (place.count > 0)
+    store<vectorized>(p.grad, place.row * p.dims + place.offset, grad, place.count);
+}
+
+// Four elements of what a mixed residual reads; those of an absent input are zeros.
+struct RawMixture {
+  RawQuad noisy, conditional, unconditional, negative;
+};
+
+template <bool vectorized>
+__device__ __forceinline__ RawMixture load_raw(const MixedResidualParams &p, int64_t first, int count) {
+  RawMixture raw{};
+  if (count > 0) {
+    if (p.noisy.data)
+      raw.noisy = load_raw<vectorized>(p.noisy, first, count);
+    raw.conditional = load_raw<vectorized>(p.conditional, first, count);
+    raw.unconditional = load_raw<vectorized>(p.unconditional, first, count);
+    if (p.negative.data)
+      raw.negative = load_raw<vectorized>(p.negative, first, count);
+  }
+  return raw;
+}
+
+template <bool vectorized>
+__global__ void __launch_bounds__(action_threads)
+    mixed_residual_kernel(MixedResidualParams p, unsigned chunks) {
+  DDPO3D_SHARED(MixtureCoefficients[table_size], table);
+  const Place place = find_place(p.dims, chunks);
+  const int64_t first_item = place.row * p.actions;
+  Quad grad{};
+  RawMixture next = load_raw<vectorized>(p, first_item * p.dims + place.offset, place.count);
+  for (int64_t k = 0; k < p.actions; ++k) {
+    const int64_t item = first_item + k, first = item * p.dims + place.offset;
+    const RawMixture raw = next;
+    if (k + 1 < p.actions) // under way while this action is computed
+      next = load_raw<vectorized>(p, first + p.dims, place.count);
+    if (k % table_size == 0) {
+      __syncthreads(); // the last table has been read
+      if (threadIdx.x < table_size && k + threadIdx.x < p.actions) {
+        const int64_t mine = item + threadIdx.x;
+        const float *mixture = p.mixture + 3 * mine;
+        table[threadIdx.x] =
+            mixture_coefficients(guess_coefficients(__ldg(p.alphas_cumprod + mine), PredictionType(p.type)),
+                                 __ldg(p.residual_weight + mine), __ldg(mixture), __ldg(mixture + 1),
+                                 p.negative.data ? __ldg(mixture + 2) : 0.f);
+      }
+      __syncthreads();
+    }
+    const MixtureCoefficients c = table[k % table_size];
+    const Quad noisy = to_floats(raw.noisy, p.noisy.type);
+    const Quad conditional = to_floats(raw.conditional, p.conditional.type);
+    const Quad unconditional = to_floats(raw.unconditional, p.unconditional.type);
+    const Quad negative = to_floats(raw.negative, p.negative.type);
+    for (int j = 0; j < 4; ++j)
+      grad.x[j] += mixed_residual(c, noisy.x[j], conditional.x[j], unconditional.x[j], negative.x[j]);
   }
   if (place.count > 0)
     store<vectorized>(p.grad, place.row * p.dims + place.offset, grad, place.count);
@@ -425,6 +488,15 @@ void score_residual_cuda(const ScoreResidualParams &params, const uint64_t *stre
   launch("score_residual", vectorized ? score_residual_kernel<true> : score_residual_kernel<false>,
          dim3(unsigned(params.views * chunks)), dim3(action_threads), 0,
          static_cast<cudaStream_t>(cuda_stream), params, stream_offset, unsigned(chunks));
+}
+
+void mixed_residual_cuda(const MixedResidualParams &params, void *cuda_stream) {
+  const int64_t chunks = chunks_of(params.dims, action_threads);
+  const bool vectorized = params.dims % 4 == 0 && aligned(params.noisy) && aligned(params.conditional) &&
+                          aligned(params.unconditional) && aligned(params.negative) && aligned(params.grad);
+  launch("mixed_residual", vectorized ? mixed_residual_kernel<true> : mixed_residual_kernel<false>,
+         dim3(unsigned(params.views * chunks)), dim3(action_threads), 0,
+         static_cast<cudaStream_t>(cuda_stream), params, unsigned(chunks));
 }
 
 } // namespace ddpo3d_fast

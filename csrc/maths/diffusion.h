@@ -4,7 +4,8 @@
 // Symbols: z latents, eps noise, abar = alphas_cumprod of the timestep, abar' = that of the next (cleaner)
 // timestep. DDPM: Ho et al., arXiv 2006.11239. DDIM: Song et al., arXiv 2010.02502. CFG: Ho and Salimans,
 // arXiv 2207.12598. v-prediction: Salimans and Ho, arXiv 2202.00512. SDS: Poole et al., arXiv 2209.14988.
-// DDPO: arXiv 2305.13301.
+// DDPO: arXiv 2305.13301. CSD: Yu et al., arXiv 2310.19415. NFSD: Katzir et al., arXiv 2310.17590. Rescaled
+// guidance: Lin et al., arXiv 2305.08891.
 #pragma once
 
 #include <cmath>
@@ -42,7 +43,7 @@ DDPO3D_HD float guided_prediction(float conditional, float unconditional, float 
 //   epsilon  eps^ = p                                  z0^ = (z_t - sqrt(1 - abar) p) / sqrt(abar)
 //   v        eps^ = sqrt(1 - abar) z_t + sqrt(abar) p  z0^ = sqrt(abar) z_t - sqrt(1 - abar) p
 //   sample   eps^ = (z_t - sqrt(abar) p) / sqrt(1 - abar)                               z0^ = p
-// and, from a clean guess that was clipped, eps^ = (z_t - sqrt(abar) z0^) / sqrt(1 - abar).
+// and, from a clean guess that was scaled or clipped, eps^ = (z_t - sqrt(abar) z0^) / sqrt(1 - abar).
 // At abar = 1 there is no noise to tell: the quotient by sqrt(1 - abar) = 0 is defined as 0.
 struct GuessCoefficients {
   float clean_from_noisy, clean_from_prediction;
@@ -50,7 +51,10 @@ struct GuessCoefficients {
   float noise_from_noisy_clipped, noise_from_clean_clipped;
 };
 
-DDPO3D_HD GuessCoefficients guess_coefficients(float alpha_cumprod, PredictionType type) {
+// `clean_scale` is a factor of z0^ (Lin et al., section 3.4), applied before the clip; where it is not 1 the
+// noise must come from the clean guess, as where that is clipped.
+DDPO3D_HD GuessCoefficients guess_coefficients(float alpha_cumprod, PredictionType type,
+                                               float clean_scale = 1.f) {
   const double signal = sqrt(double(alpha_cumprod)), noise = sqrt(1.0 - double(alpha_cumprod));
   const double inverse_noise = noise > 0.0 ? 1.0 / noise : 0.0;
   GuessCoefficients c{};
@@ -68,6 +72,8 @@ DDPO3D_HD GuessCoefficients guess_coefficients(float alpha_cumprod, PredictionTy
     c.noise_from_noisy = float(inverse_noise);
     c.noise_from_prediction = float(-signal * inverse_noise);
   }
+  c.clean_from_noisy *= clean_scale;
+  c.clean_from_prediction *= clean_scale;
   c.noise_from_noisy_clipped = float(inverse_noise);
   c.noise_from_clean_clipped = float(-signal * inverse_noise);
   return c;
@@ -136,6 +142,34 @@ DDPO3D_HD float ddim_log_prob(const DdimStep &step, double sum_of_squares, int64
 //   policy).
 DDPO3D_HD float score_residual(float residual_weight, float guided_noise, float noise) {
   return residual_weight * (guided_noise - noise);
+}
+
+// A residual of predictions alone, without injected noise:
+//   w (m_c eps_c + m_u eps_u + m_n eps_n),     eps_c, eps_u, eps_n for the prompt, no prompt, a negative one.
+// CSD is m = (1, -1, 0); NFSD is (s, 1 - s, -1), and (s, 1 - s, 0) at small t. With eps = a z_t + b p
+// (GuessCoefficients) and the total M = m_c + m_u + m_n it is
+//   w M a z_t + w M b p_u + w m_c b (p_c - p_u) + w m_n b (p_n - p_u),
+// whose differences are exact where the predictions are close, as those of one network are.
+struct MixtureCoefficients {
+  float noisy;         // of z_t
+  float unconditional; // of p_u
+  float conditional;   // of p_c - p_u
+  float negative;      // of p_n - p_u
+};
+
+DDPO3D_HD MixtureCoefficients mixture_coefficients(const GuessCoefficients &guess, float residual_weight,
+                                                   float conditional, float unconditional, float negative) {
+  const double total = double(conditional) + double(unconditional) + double(negative);
+  const double from_prediction = double(residual_weight) * double(guess.noise_from_prediction);
+  return {float(double(residual_weight) * total * double(guess.noise_from_noisy)),
+          float(from_prediction * total), float(from_prediction * double(conditional)),
+          float(from_prediction * double(negative))};
+}
+
+DDPO3D_HD float mixed_residual(const MixtureCoefficients &c, float noisy, float conditional,
+                               float unconditional, float negative) {
+  return c.noisy * noisy + c.unconditional * unconditional + c.conditional * (conditional - unconditional) +
+         c.negative * (negative - unconditional);
 }
 
 } // namespace ddpo3d_fast

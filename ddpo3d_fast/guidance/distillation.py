@@ -10,18 +10,27 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpo3d_fast import config
 from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, policy_schedule, shuffled
-from ddpo3d_fast.kernels import add_noise, denoise_action, score_residual
-from ddpo3d_fast.priors import EmbeddedPrior
-from ddpo3d_fast.priors.embedded import Prompt
+from ddpo3d_fast.kernels import (
+    add_noise,
+    csd_mixture,
+    denoise_action,
+    guidance_rescale,
+    mixed_residual,
+    nfsd_mixture,
+    score_residual,
+)
+from ddpo3d_fast.priors import Prior
 from ddpo3d_fast.rewards import Reward
 
+NOISE_STREAM, ACTION_STREAM = 0, 1  # of Philox, beside the step's offset
+_CONDITION = "condition."  # before the names of the prior's conditions
 DDIM_STRIDE = 0.1  # of the training timesteps, from a noisy view to the DDIM policy's action
 Timer = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -38,8 +47,8 @@ class ScoreDistillation:
 
     def __init__(
         self,
-        prior: EmbeddedPrior,
-        prompt: Prompt,
+        prior: Prior,
+        prompt: Any,
         text: str,
         distillation: config.Distillation,
         reward: config.Reward,
@@ -52,7 +61,7 @@ class ScoreDistillation:
         self.prior, self.prompt, self.text, self.scorer = prior, prompt, text, scorer
         self.settings, self.policy, self.seed, self.noises = distillation, reward, seed, noises
         self.timer = timer
-        self.baseline = RunningBaseline()
+        self.baseline = RunningBaseline(device=prior.device)
         # The two kernels, with what is the same for a whole run.
         scale, predicts, clip = distillation.guidance_scale, prior.prediction_type, prior.clip
         self._score_residual = functools.partial(
@@ -62,54 +71,65 @@ class ScoreDistillation:
             denoise_action, guidance_scale=scale, prediction_type=predicts, clip=clip, seed=seed
         )
 
-    def __call__(self, pictures: Tensor, cameras: Tensor, timesteps: Tensor, step: int) -> Guided:
-        """One step's guidance.
+    def inputs(self, cameras: Tensor, timesteps: Tensor, step: int) -> tuple[dict[str, Tensor], bool]:
+        """What a step's guidance reads besides the pictures, and whether the policy acts in it.
 
         Args:
-            pictures: [V, 3, H, W] in [0, 1], of the prior's picture size and on its device.
             cameras: [V, 3] azimuth and elevation in radians, grey level of the background; on the CPU.
             timesteps: [V] int64, on the CPU: whether the policy acts at them is decided without a wait.
             step: counts the steps; the noise is a function of the seed and this number.
         """
-        prior, actions = self.prior, self.noises
-        noise_stream, action_stream = 2 * step, 2 * step + 1
-        latents, device = prior.codec.encode(pictures), pictures.device
         strength = self.policy.policy_weight * policy_schedule(
-            timesteps / len(prior.alphas_cumprod), self.policy.policy_max_timestep
+            timesteps / len(self.prior.alphas_cumprod), self.policy.policy_max_timestep
         )
-        conditions = prior.conditions(self.prompt, cameras)
-        acting = bool((strength > 0).any())
-        timesteps = timesteps.to(device, non_blocking=True)
-        strength = strength.to(device, non_blocking=True)
+        inputs = {
+            "timesteps": timesteps,
+            "strength": strength,
+            "stream_offset": torch.tensor([2 * step]),  # a stream for the noise, one for the action
+        }
+        if self.policy.shuffle_advantages:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            inputs["lots"] = torch.rand(len(timesteps), self.noises, generator=generator)
+        conditions = self.prior.conditions(self.prompt, cameras)
+        inputs |= {_CONDITION + name: tensor for name, tensor in conditions.items()}
+        return inputs, bool((strength > 0).any())
+
+    def __call__(self, pictures: Tensor, inputs: dict[str, Tensor], acting: bool) -> Guided:
+        """One step's guidance: device work alone, which a CUDA graph can hold.
+
+        Args:
+            pictures: [V, 3, H, W] in [0, 1], of a size that the prior takes and on its device.
+            inputs, acting: what `inputs` gave, the tensors moved to the device.
+        """
+        prior, actions = self.prior, self.noises
+        timesteps, strength = inputs["timesteps"], inputs["strength"]
+        conditions = {
+            name.removeprefix(_CONDITION): tensor
+            for name, tensor in inputs.items()
+            if name.startswith(_CONDITION)
+        }
+        latents, pull_back = prior.codec.encode_with_vjp(pictures)
         levels = prior.alphas_cumprod[timesteps]
         if self.policy.policy == "ddim" and acting:
-            grad, rewards = self._ddim_step(
-                pictures, latents, timesteps, conditions, strength, noise_stream, action_stream, step
-            )
+            grad, rewards = self._ddim_step(pictures, latents, timesteps, conditions, strength, inputs)
         else:
-            per_action = levels.repeat_interleave(actions)
-            noisy = add_noise(latents, per_action, self.seed, noise_stream, actions)
+            per_action, per_item = levels.repeat_interleave(actions), timesteps.repeat_interleave(actions)
+            offset = inputs["stream_offset"]
+            noisy = add_noise(latents, per_action, self.seed, NOISE_STREAM, actions, stream_offset=offset)
             with self.timer("predict"):
-                guesses = prior.predict(noisy, timesteps.repeat_interleave(actions), conditions)
-            rewards = advantages = torch.zeros(len(pictures), actions, device=device)
+                guesses = prior.predict(noisy, per_item, conditions)
+            rewards = advantages = torch.zeros(len(pictures), actions, device=pictures.device)
             if acting:
                 rewards = self._rewards(noisy, guesses, per_action, pictures)
-                advantages = self._advantages(rewards, step)
+                advantages = self._advantages(rewards, inputs)
             weight = self._weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
-                grad = self._score_residual(
-                    noisy,
-                    *guesses,
-                    per_action,
-                    weight.flatten(),
-                    noise_stream=noise_stream,
-                    actions=actions,
-                )
+                grad = self._residual(noisy, guesses, per_action, weight.flatten(), per_item, offset, actions)
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
             metrics |= {"reward": rewards.mean(), "advantage_spread": rewards.std(dim=1).mean()}
-        return Guided(prior.codec.encode_vjp(grad), metrics)
+        return Guided(pull_back(grad), metrics)
 
     def _ddim_step(
         self,
@@ -118,32 +138,36 @@ class ScoreDistillation:
         timesteps: Tensor,
         conditions: dict[str, Tensor],
         strength: Tensor,
-        noise_stream: int,
-        action_stream: int,
-        step: int,
+        inputs: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
         prior, actions = self.prior, self.noises
-        levels = prior.alphas_cumprod[timesteps]
-        noisy = add_noise(latents, levels, self.seed, noise_stream)
+        levels, offset = prior.alphas_cumprod[timesteps], inputs["stream_offset"]
+        noisy = add_noise(latents, levels, self.seed, NOISE_STREAM, stream_offset=offset)
         with self.timer("predict"):
             guesses = prior.predict(noisy, timesteps, conditions)
         with self.timer("residual"):
-            grad = self._score_residual(
-                noisy, *guesses, levels, self._weight(levels), noise_stream=noise_stream
-            )
+            grad = self._residual(noisy, guesses, levels, self._weight(levels), timesteps, offset)
+        guesses = guesses[:2]  # the policy's step has one guidance, whatever the residual's
         later = (timesteps - round(DDIM_STRIDE * len(prior.alphas_cumprod))).clamp_min(0)
         repeated = [tensor.repeat_interleave(actions, 0) for tensor in (noisy, *guesses, levels, later)]
         noisy_k, cond_k, uncond_k, levels_k, later_k = repeated
         later_levels = torch.maximum(prior.alphas_cumprod[later_k], levels_k)
         action = self._denoise_action(
-            noisy_k, cond_k, uncond_k, levels_k, later_levels, stream=action_stream, outputs=("action",)
+            noisy_k,
+            cond_k,
+            uncond_k,
+            levels_k,
+            later_levels,
+            stream=ACTION_STREAM,
+            outputs=("action",),
+            stream_offset=offset,
         ).action
         assert action is not None
         with self.timer("predict"):
             reached = prior.predict(action, later_k, conditions)
         rewards = self._rewards(action, reached, later_levels, pictures)
-        advantages = self._advantages(rewards, step)
+        advantages = self._advantages(rewards, inputs)
         # Natural-gradient scaling: grad log pi = sqrt(abar') n / sigma, times sigma.
         weight = strength[:, None] * advantages * later_levels.view(-1, actions).sqrt() / actions
         with self.timer("residual"):
@@ -153,22 +177,78 @@ class ScoreDistillation:
                 uncond_k,
                 levels_k,
                 torch.zeros_like(levels_k),
-                noise_stream=noise_stream,
+                noise_stream=NOISE_STREAM,
                 actions=actions,
                 action_weight=weight.flatten(),
-                action_stream=action_stream,
+                action_stream=ACTION_STREAM,
+                stream_offset=offset,
             )
         return grad, rewards
 
+    def _residual(
+        self,
+        noisy: Tensor,
+        guesses: tuple[Tensor, ...],
+        levels: Tensor,
+        weight: Tensor,
+        timesteps: Tensor,
+        offset: Tensor,
+        actions: int = 1,
+    ) -> Tensor:
+        """The gradient on the latents [V, ...] that the run's residual gives, from B = V actions items."""
+        prior, settings = self.prior, self.settings
+        if settings.residual in ("csd", "nfsd"):
+            mixture = (
+                csd_mixture(len(noisy), noisy.device)
+                if settings.residual == "csd"
+                else nfsd_mixture(timesteps, settings.guidance_scale, len(prior.alphas_cumprod))
+            )
+            cond, uncond, *negative = guesses
+            return mixed_residual(
+                noisy,
+                cond,
+                uncond,
+                negative[0] if negative else None,
+                levels,
+                weight,
+                mixture,
+                prior.prediction_type,
+                actions,
+            )
+        cond, uncond = guesses
+        return self._score_residual(
+            noisy,
+            cond,
+            uncond,
+            levels,
+            weight,
+            noise_stream=NOISE_STREAM,
+            actions=actions,
+            stream_offset=offset,
+            clean_scale=self._clean_scale(noisy, guesses, levels),
+        )
+
+    def _clean_scale(self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor) -> Tensor | None:
+        """What each clean guess shrinks by, [B], where strong guidance has widened its spread."""
+        if not self.settings.guidance_rescale:
+            return None
+        denoise = functools.partial(self._denoise_action, clip=None, outputs=("clean",))
+        plain, guided = (
+            denoise(noisy, guesses[0], other, levels, levels).clean for other in (None, guesses[1])
+        )
+        assert plain is not None
+        assert guided is not None
+        return guidance_rescale(plain, guided, self.settings.guidance_rescale)
+
     def _weight(self, levels: Tensor) -> Tensor:
-        """w(t) of the residual eps^ - eps, [V].
+        """w(t) of the residual, [V]: 1 - abar, as in DreamFusion, but for `clean`.
 
         `clean`: eps^ - eps = sqrt(abar / (1 - abar)) (z - z0^), so the gradient is sqrt(1 - abar) (z - z0^).
         """
         return (1 - levels) / levels.sqrt() if self.settings.residual == "clean" else 1 - levels
 
     def _rewards(
-        self, noisy: Tensor, guesses: tuple[Tensor, Tensor], levels: Tensor, pictures: Tensor
+        self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor
     ) -> Tensor:
         """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views."""
         assert self.scorer is not None, "a policy gradient needs a scorer"
@@ -177,18 +257,26 @@ class ScoreDistillation:
             with self.timer("reward"):
                 return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, self.noises)
         with self.timer("residual"):
-            clean = self._denoise_action(noisy, *guesses, levels, levels, outputs=("clean",)).clean
+            clean = self._denoise_action(
+                noisy,
+                guesses[0],
+                guesses[1],
+                levels,
+                levels,
+                outputs=("clean",),
+                guidance_scale=self.policy.reward_guidance_scale or self.settings.guidance_scale,
+            ).clean
         assert clean is not None
         with self.timer("reward"):
             scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
         return scores.view(views, self.noises)
 
-    def _advantages(self, rewards: Tensor, step: int) -> Tensor:
+    def _advantages(self, rewards: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         advantages = (
             group_advantages(rewards)
             if self.policy.baseline == "group"
             else self.baseline.advantages(rewards)
         )
         if self.policy.shuffle_advantages:
-            advantages = shuffled(advantages, torch.Generator().manual_seed(self.seed * 1_000_003 + step))
+            advantages = shuffled(advantages, inputs["lots"])
         return advantages

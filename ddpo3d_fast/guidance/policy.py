@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,25 +38,26 @@ def group_advantages(rewards: Tensor) -> Tensor:
 class RunningBaseline:
     """Advantages against a window of the run's last rewards, as DDPO keeps one for each prompt.
 
-    `window` is a float32 tensor, oldest reward first; it is replaced, never changed in place.
+    `window` is a float32 tensor [32], oldest reward first and NaN where none has been seen yet; it is changed
+    in place, so that a captured CUDA graph finds it.
     """
 
-    def __init__(self, window: Sequence[float] | Tensor = ()) -> None:
-        self.window = torch.as_tensor(window, dtype=torch.float32)
+    def __init__(self, rewards: Sequence[float] | Tensor = (), device: torch.device | str = "cpu") -> None:
+        seen = torch.as_tensor(rewards, dtype=torch.float32, device=device)[-WINDOW:]
+        self.window = torch.cat([seen.new_full((WINDOW - len(seen),), math.nan), seen])
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages of [V, K] rewards, which then join the window; 0 while fewer than 16 have been seen."""
-        seen = self.window.to(rewards.device)
-        self.window = torch.cat([seen, rewards.flatten().float()])[-WINDOW:]
-        if len(seen) < MIN_WINDOW:
-            return torch.zeros_like(rewards)
-        return ((rewards - seen.mean()) / (seen.std() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+        seen, count = self.window.nan_to_num(0.0), (~self.window.isnan()).sum()
+        mean = seen.sum() / count.clamp_min(1)
+        deviations = torch.where(self.window.isnan(), torch.zeros_like(seen), seen - mean)
+        spread = (deviations.square().sum() / (count - 1).clamp_min(1)).sqrt()
+        advantages = ((rewards - mean) / (spread + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+        self.window.copy_(torch.cat([self.window, rewards.flatten().float()])[-WINDOW:])
+        return torch.where(count >= MIN_WINDOW, advantages, torch.zeros_like(advantages))
 
 
-def shuffled(advantages: Tensor, generator: torch.Generator) -> Tensor:
-    """The control: a view's advantages in a random order; they keep their spread and lose their meaning.
-
-    `generator` is a CPU generator.
-    """
-    order = torch.rand(advantages.shape, generator=generator).argsort(dim=1)
-    return advantages.gather(1, order.to(advantages.device, non_blocking=True))
+def shuffled(advantages: Tensor, lots: Tensor) -> Tensor:
+    """The control: a view's advantages [V, K] in a random order; they keep their spread and lose their
+    meaning. `lots` [V, K] are the random numbers that decide it."""
+    return advantages.gather(1, lots.argsort(dim=1))

@@ -5,7 +5,16 @@ Needs torch, numpy and the extension only.
 
 from ._backend import build_info, get_num_threads, set_num_threads
 from .adam import AdamGroup, adam, adam_groups
-from .diffusion import add_noise, denoise_action, philox_normal, score_residual
+from .diffusion import (
+    add_noise,
+    csd_mixture,
+    denoise_action,
+    guidance_rescale,
+    mixed_residual,
+    nfsd_mixture,
+    philox_normal,
+    score_residual,
+)
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
@@ -26,8 +35,12 @@ __all__ = [
     "adam_groups",
     "add_noise",
     "build_info",
+    "csd_mixture",
     "denoise_action",
     "get_num_threads",
+    "guidance_rescale",
+    "mixed_residual",
+    "nfsd_mixture",
     "philox_normal",
     "rasterize",
     "rasterize_backward",

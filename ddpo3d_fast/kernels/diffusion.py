@@ -141,6 +141,7 @@ def denoise_action(
     stream: int = 0,
     outputs: Sequence[str] = DenoisedAction._fields,
     stream_offset: Tensor | None = None,
+    clean_scale: Tensor | None = None,
 ) -> DenoisedAction:
     """One stochastic denoising step of the UNet as a policy, from its two predictions, in one pass.
 
@@ -161,10 +162,14 @@ def denoise_action(
         guidance_scale: s.
         prediction_type: "epsilon", "v_prediction" or "sample".
         eta: 0 (deterministic DDIM) to 1 (DDPM's variance).
-        clip: (low, high) range of the clean guess, eps^ then following from the clipped guess; None: no clip.
+        clip: (low, high) range of the clean guess; None: no clip.
         seed, stream: of n, which is `philox_normal(noisy.shape, seed, stream)`.
         outputs: names of the wanted fields of the result; the others are neither computed nor written.
         stream_offset: one int64 on the tensors' device that is added to `stream`; None: 0.
+        clean_scale: [B] float32, factor of the clean guess before the clip (`guidance_rescale`); None: 1.
+
+    With `clip` or `clean_scale`, eps^ follows from the clean guess that they leave:
+    eps^ = (z_t - sqrt(abar) z0^) / sqrt(1 - abar).
 
     Returns:
         DenoisedAction of float32 tensors; fields not in `outputs` are None.
@@ -179,7 +184,7 @@ def denoise_action(
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta: expected a number from 0 to 1, got {eta}")
     prediction, kept = _prediction(
-        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale
     )
     items, device = noisy.shape[0], noisy.device
     prev = _per_item("prev_alphas_cumprod", prev_alphas_cumprod, items, noisy, "noisy")
@@ -230,6 +235,7 @@ def score_residual(
     action_weight: Tensor | None = None,
     action_stream: int | None = None,
     stream_offset: Tensor | None = None,
+    clean_scale: Tensor | None = None,
 ) -> Tensor:
     """The gradient on the latents, score distillation and policy gradient together, in one pass.
 
@@ -240,8 +246,8 @@ def score_residual(
     (`policy_gradient_coefficient`). Nothing is divided by K here. The sum runs over k in ascending order.
 
     Args:
-        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip: as in
-            `denoise_action`.
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale: as
+            in `denoise_action`.
         residual_weight: [B] float32.
         seed: of both noises.
         noise_stream: of eps, the stream that `add_noise` was called with.
@@ -257,11 +263,9 @@ def score_residual(
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
     """
     prediction, _kept = _prediction(
-        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip
+        noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale
     )
-    items, actions = noisy.shape[0], _count("actions", actions)
-    if items % actions:
-        raise ValueError(f"actions: expected a divisor of the {items} items of noisy, got {actions}")
+    items, actions = noisy.shape[0], _divisor("actions", actions, noisy)
     weights = _per_item("residual_weight", residual_weight, items, noisy, "noisy")
     action_weights = None
     if action_weight is not None:
@@ -294,6 +298,145 @@ def score_residual(
     return grad
 
 
+def mixed_residual(
+    noisy: Tensor,
+    pred_cond: Tensor,
+    pred_uncond: Tensor,
+    pred_negative: Tensor | None,
+    alphas_cumprod: Tensor,
+    residual_weight: Tensor,
+    mixture: Tensor,
+    prediction_type: str,
+    actions: int = 1,
+) -> Tensor:
+    """The gradient on the latents of a score distillation without injected noise, in one pass.
+
+        grad_v = sum over k of  residual_weight_k (m_c eps_c + m_u eps_u + m_n eps_n)_k
+
+    eps_c, eps_u and eps_n are what the predictions say of the noise, and m is the item's row of `mixture`:
+    `csd_mixture`, `nfsd_mixture`, or any other. Nothing is divided by K; the sum runs over k in ascending
+    order. There is no clip and no scale of a clean guess here: several predictions have no one clean guess.
+
+    Args:
+        noisy: [B, ...] noisy latents z_t; not read where `prediction_type` is "epsilon".
+        pred_cond: [B, ...] the UNet's prediction for the prompt.
+        pred_uncond: [B, ...] its prediction for the empty prompt.
+        pred_negative: [B, ...] its prediction for a negative prompt; None: not needed, m_n is 0.
+        alphas_cumprod: [B] float32, abar, in (0, 1].
+        residual_weight: [B] float32.
+        mixture: [B, 3] float32, m_c, m_u and m_n of every item.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        actions: K; B must be a multiple of it.
+
+    Returns:
+        [B / actions, ...] float32 gradient of the loss with respect to every view's clean latents.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; on the CPU also
+            an m_n that is not 0 without `pred_negative`, which a GPU takes for 0.
+    """
+    _check_type(prediction_type)
+    noisy = _latents("noisy", noisy)
+    cond = _latents("pred_cond", pred_cond, noisy)
+    uncond = _latents("pred_uncond", pred_uncond, noisy)
+    negative = None if pred_negative is None else _latents("pred_negative", pred_negative, noisy)
+    items, actions = noisy.shape[0], _divisor("actions", actions, noisy)
+    alphas = _per_item("alphas_cumprod", alphas_cumprod, items, noisy, "noisy")
+    _check_alphas(alphas)
+    weights = _per_item("residual_weight", residual_weight, items, noisy, "noisy")
+    mixture = _per_item("mixture", mixture, items, noisy, "noisy", columns=(3,))
+    if negative is None and mixture.device.type == "cpu" and bool((mixture[:, 2] != 0).any()):
+        raise ValueError("mixture: expected 0 as the coefficient of the absent pred_negative, got another")
+    grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32, device=noisy.device)
+    inputs = [None if prediction_type == "epsilon" else noisy, cond, uncond, negative]
+    params = _backend.backend(noisy.device).MixedResidual(
+        *(
+            value
+            for tensor in inputs
+            for value in (address(tensor), 0 if tensor is None else _DTYPES[tensor.dtype])
+        ),
+        address(alphas),
+        address(weights),
+        address(mixture),
+        PREDICTION_TYPES[prediction_type],
+        items // actions,
+        actions,
+        _dims(noisy),
+        address(grad),
+    )
+    launch(noisy.device, "mixed_residual", params)
+    return grad
+
+
+def csd_mixture(items: int, device: torch.device | str = "cpu") -> Tensor:
+    """Classifier score distillation, eps_c - eps_u (Yu et al., arXiv 2310.19415), as the `mixture`
+    [items, 3] of `mixed_residual`. It has no guidance scale: that would be another residual weight."""
+    mixture = torch.zeros((items, 3), device=device)
+    mixture[:, 0], mixture[:, 1] = 1, -1
+    return mixture
+
+
+def nfsd_mixture(timesteps: Tensor, guidance_scale: float, train_timesteps: int = 1000) -> Tensor:
+    """Noise-free score distillation (Katzir et al., arXiv 2310.17590) as the `mixture` of `mixed_residual`.
+
+        s (eps_c - eps_u) + delta_D,    delta_D = eps_u where t < 200 of 1000, eps_u - eps_n elsewhere
+
+    with the empty prompt's eps_u and the negative prompt's eps_n, which need not be predicted where all
+    timesteps are that early.
+
+    Args:
+        timesteps: [B] t of every item.
+        guidance_scale: s.
+        train_timesteps: how many timesteps the UNet was trained with, the 1000 above.
+
+    Returns:
+        [B, 3] float32 on the device of `timesteps`, made without a wait.
+
+    Raises:
+        TypeError, ValueError: `timesteps` no tensor or of another shape, a scale that is not finite.
+    """
+    timesteps = same_device("timesteps", timesteps)
+    if timesteps.dim() != 1:
+        raise ValueError(f"timesteps: expected shape [B], got {list(timesteps.shape)}")
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}")
+    mixture = torch.full((len(timesteps), 3), float(guidance_scale), device=timesteps.device)
+    mixture[:, 1] = 1 - mixture[:, 0]
+    mixture[:, 2] = -(5 * timesteps >= train_timesteps).float()
+    return mixture
+
+
+def guidance_rescale(clean_cond: Tensor, clean_guided: Tensor, rescale: float) -> Tensor:
+    """How much the guided clean guess is to shrink, as the `clean_scale` of `score_residual` and
+    `denoise_action`: strong guidance widens its spread, which over-saturates (Lin et al., arXiv 2305.08891,
+    section 3.4).
+
+        rescale std(z0^_cond) / std(z0^_guided) + 1 - rescale
+
+    with the deviation over an item's elements. MVDream takes it over an object's views together: give it
+    their guesses as one item, and repeat the factor.
+
+    Args:
+        clean_cond: [B, ...] clean guess from the conditional prediction alone: `denoise_action` with
+            `pred_uncond=None` and `outputs=("clean",)`.
+        clean_guided: [B, ...] clean guess after guidance, unclipped as the other.
+        rescale: 0 (no change) to 1 (the deviation of `clean_cond`); the paper has 0.7, MVDream 0.5.
+
+    Returns:
+        [B] float32 on the tensors' device, made without a wait. 1 where the guided guess is constant.
+
+    Raises:
+        TypeError, ValueError: guesses of unlike shapes, devices or unknown dtypes, a rescale outside 0 to 1.
+    """
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"rescale: expected a number from 0 to 1, got {rescale}")
+    guided = _latents("clean_guided", clean_guided)
+    cond = _latents("clean_cond", clean_cond, guided, "clean_guided")
+    of_cond, of_guided = (guess[:, None].flatten(1).float().std(1, correction=0) for guess in (cond, guided))
+    ratio = torch.where(of_guided == 0, 1.0, of_cond / of_guided)
+    return rescale * ratio + (1 - rescale)
+
+
 def ddim_sigma(alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0) -> Tensor:
     """sigma = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar')), DDIM eq. 16. Any shapes that broadcast;
     float32."""
@@ -322,11 +465,11 @@ def _prediction(
     guidance_scale: float,
     prediction_type: str,
     clip: tuple[float, float] | None,
+    clean_scale: Tensor | None,
 ) -> tuple[Any, list[Tensor]]:
     """Checks what every use of a prediction shares, and makes the backend's Prediction of it. The list keeps
     the tensors alive; its last one is abar."""
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type: expected {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    _check_type(prediction_type)
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}")
     low, high = (0.0, 0.0) if clip is None else (float(clip[0]), float(clip[1]))
@@ -337,6 +480,9 @@ def _prediction(
     uncond = None if pred_uncond is None else _latents("pred_uncond", pred_uncond, noisy)
     alphas = _per_item("alphas_cumprod", alphas_cumprod, noisy.shape[0], noisy, "noisy")
     _check_alphas(alphas)
+    scales = None
+    if clean_scale is not None:
+        scales = _per_item("clean_scale", clean_scale, noisy.shape[0], noisy, "noisy")
     prediction = _backend.backend(noisy.device).Prediction(
         address(noisy),
         _DTYPES[noisy.dtype],
@@ -351,29 +497,38 @@ def _prediction(
         low,
         high,
     )
-    return prediction, [noisy, cond, *([] if uncond is None else [uncond]), alphas]
+    if scales is not None:
+        prediction.clean_scale = address(scales)
+    return prediction, [tensor for tensor in (noisy, cond, uncond, scales, alphas) if tensor is not None]
 
 
-def _latents(name: str, value: object, noisy: Tensor | None = None) -> Tensor:
-    tensor = same_device(name, value, noisy, "noisy")
+def _latents(name: str, value: object, noisy: Tensor | None = None, noisy_name: str = "noisy") -> Tensor:
+    tensor = same_device(name, value, noisy, noisy_name)
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
     if tensor.dim() < 1:
         raise ValueError(f"{name}: expected [items, ...], got a scalar")
     if noisy is not None and tensor.shape != noisy.shape:
         raise ValueError(
-            f"{name}: expected the shape {tuple(noisy.shape)} of noisy, got {tuple(tensor.shape)}"
+            f"{name}: expected the shape {tuple(noisy.shape)} of {noisy_name}, got {tuple(tensor.shape)}"
         )
     return tensor.contiguous()
 
 
-def _per_item(name: str, value: object, items: int, like: Tensor, like_name: str) -> Tensor:
+def _per_item(
+    name: str, value: object, items: int, like: Tensor, like_name: str, columns: tuple[int, ...] = ()
+) -> Tensor:
     tensor = same_device(name, value, like, like_name)
     if tensor.dtype != torch.float32:
         raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
-    if tensor.shape != (items,):
-        raise ValueError(f"{name}: expected shape ({items},), got {tuple(tensor.shape)}")
+    if tensor.shape != (items, *columns):
+        raise ValueError(f"{name}: expected shape {(items, *columns)}, got {tuple(tensor.shape)}")
     return tensor.contiguous()
+
+
+def _check_type(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type: expected {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
 
 
 def _check_alphas(alphas: Tensor) -> None:
@@ -399,6 +554,12 @@ def _count(name: str, value: int) -> int:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name}: expected 1 or more, got {value}")
+    return value
+
+
+def _divisor(name: str, value: int, noisy: Tensor) -> int:
+    if noisy.shape[0] % _count(name, value):
+        raise ValueError(f"{name}: expected a divisor of the {noisy.shape[0]} items of noisy, got {value}")
     return value
 
 

@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.embedded import EmbeddedPrior
+from ddpo3d_fast.priors.autoencoder import Call
+from ddpo3d_fast.priors.base import Codec, Prior
+from ddpo3d_fast.priors.embedded import FOLDER, EmbeddedPrior
+from ddpo3d_fast.priors.hub import MODELS, find_model
+from ddpo3d_fast.priors.parts import read_config
+from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
 
 
-def load_prior(name: str, device: torch.device | str = "cpu") -> EmbeddedPrior:
-    """The prior called `embedded`, or the one in a folder of the same layout, on a device.
+@overload
+def load_prior(
+    name: Literal["embedded"], device: torch.device | str = "cpu", *, runtime: str = "auto"
+) -> EmbeddedPrior: ...
 
-    Raises InputError.
+
+@overload
+def load_prior(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    runtime: str = "auto",
+    codec: str | Path | None = None,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    interpolate_views: bool = True,
+    calls: Sequence[Call] = (),
+) -> Prior: ...
+
+
+def load_prior(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    runtime: str = "auto",
+    codec: str | Path | None = None,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    interpolate_views: bool = True,
+    calls: Sequence[Call] = (),
+) -> Prior:
+    """The prior called `embedded`, or one of that kind or of Stable Diffusion's in a folder, on a device.
+
+    Args:
+        name: `embedded`; a folder; `sd15`, `sd21`, `sdxl`, or a hub's owner/name (see `find_model`).
+        dtype, runtime, codec, lora, interpolate_views, calls: as for StableDiffusionPrior. The embedded prior
+            has its own dtype, runtime, codec and views.
+
+    Raises:
+        InputError: no such model, a part of it is missing or damaged, or an adapter or a codec was given for
+            the embedded prior.
     """
-    if name == "embedded":
-        return EmbeddedPrior(device=device)
-    folder = Path(name)
-    if not (folder / "model_index.json").is_file():
+    half = (
+        dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
+    ) != torch.float32
+    folder = None if name == "embedded" else find_model(name, "--model", MODELS, half)
+    if folder is not None and not (folder / "model_index.json").is_file():
         raise InputError(f"--model: expected `embedded` or a folder with a model_index.json, got {name!r}")
-    return EmbeddedPrior(folder, device)
+    index = {} if folder is None else read_config(folder / "model_index.json")
+    if folder is not None and index.get("_class_name") != "EmbeddedPrior":
+        return StableDiffusionPrior(folder, device, dtype, runtime, codec, lora, interpolate_views, calls)
+    for argument, value in (("--codec", codec), ("--lora", lora)):
+        if value:
+            raise InputError(f"{argument}: expected none with the embedded prior, got {value!r}")
+    return EmbeddedPrior(folder or FOLDER, device, runtime)
 
 
-__all__ = ["EmbeddedPrior", "load_prior"]
+__all__ = ["Call", "Codec", "EmbeddedPrior", "Prior", "StableDiffusionPrior", "load_prior"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -15,9 +17,9 @@ class PatchCodec:
     def encode(self, pictures: Tensor) -> Tensor:
         return pixel_unshuffle(pictures * 2 - 1, self.patch)
 
-    def encode_vjp(self, grad_latents: Tensor) -> Tensor:
-        """Gradient with respect to the pictures from that with respect to the latents."""
-        return pixel_shuffle(grad_latents, self.patch) * 2
+    def encode_with_vjp(self, pictures: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Latents; and the gradient with respect to the pictures from that with respect to the latents."""
+        return self.encode(pictures), lambda grad: pixel_shuffle(grad, self.patch) * 2
 
     def decode(self, latents: Tensor) -> Tensor:
         return (pixel_shuffle(latents, self.patch) + 1) / 2

@@ -6,15 +6,18 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Engine, load_engine
-from ddpo3d_fast.engines.torch import TorchEngine
+from ddpo3d_fast.engines import Engine, Network, load_engine, load_network
+from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt
@@ -25,28 +28,35 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What conditions a run: the wanted caption, and the one to stay away from (None: the empty one)."""
+    """What conditions a run: the wanted caption, and what it is held against (None: the empty caption)."""
 
     positive: Caption
-    negative: Caption | None
+    against: tuple[Caption | None, ...]
 
 
 class EmbeddedPrior:
     """A frozen text-conditioned diffusion model of 64 px views that predicts the clean picture."""
 
     prediction_type = "sample"
-    clip = (-1.0, 1.0)  # range of the latents
+    clip: tuple[float, float] | None = (-1.0, 1.0)  # range of the latents
 
-    def __init__(self, folder: Path = FOLDER, device: torch.device | str = "cpu") -> None:
-        """Runs on `device`, the CPU or CUDA. Raises InputError if a part of the folder is missing or cannot
-        be read, or the device lacks what it takes."""
+    def __init__(
+        self, folder: Path = FOLDER, device: torch.device | str = "cpu", runtime: str = "auto"
+    ) -> None:
+        """Runs on `device`, the CPU or CUDA, on one of `load_network`'s runtimes.
+
+        `auto` is the shipped ONNX graph on the CPU and torch elsewhere: to build an engine takes longer than
+        the UNet has to compute in a run. Raises InputError if a part of the folder is missing or cannot be
+        read, or the device lacks what it takes.
+        """
         text, unet = _config(folder / "text_encoder"), _config(folder / "unet")
         scheduler = _config(folder / "scheduler", "scheduler_config.json")
         self.folder, self.device = folder, torch.device(device)
         self.vocabulary = Vocabulary(*(tuple(text[key]) for key in ("objects", "colors", "views")))
-        self.codec = PatchCodec(_config(folder / "codec")["patch"])
+        patch = _config(folder / "codec")["patch"]
+        self.codec: Codec = PatchCodec(patch)
         self.latent_shape = (unet["out_channels"], unet["sample_size"], unet["sample_size"])
-        self.picture_size = unet["sample_size"] * self.codec.patch
+        self.picture_size = unet["sample_size"] * patch
         self.alphas_cumprod = _alphas_cumprod(scheduler).to(self.device)
         self._encoder = CaptionEncoder(self.vocabulary).eval().requires_grad_(False)
         weights = folder / "text_encoder" / _WEIGHTS
@@ -55,24 +65,31 @@ class EmbeddedPrior:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights}: is no text encoder of this kind ({first_line(error)})") from error
         self._encoder.to(self.device)
-        self._unet: Engine = (
-            load_engine(folder / "unet" / "model.onnx")
-            if self.device.type == "cpu"
-            else TorchEngine(folder / "unet", self.device)
-        )
+        self._unet: Engine
+        if self.device.type == "cpu" and runtime in ("auto", "onnxruntime"):
+            self._unet = load_engine(folder / "unet" / "model.onnx")
+        else:
+            wanted = "torch" if runtime == "auto" else runtime
+            self._unet = load_network(unet_network(folder / "unet"), self.device, wanted)
         self.runtime = self._unet.runtime
 
-    def prompt(self, text: str, negative: str = "") -> Prompt:
-        """Understands a prompt. Raises InputError for one that names what the prior does not know."""
-        return Prompt(
-            parse_prompt(text, self.vocabulary, "--prompt"),
-            parse_prompt(negative, self.vocabulary, "--negative-prompt") if negative.strip() else None,
-        )
+    def prompt(self, text: str, negative: str = "", three: bool = False) -> Prompt:
+        """Understands a prompt, held against nothing or the negative prompt; with `three` against both.
+
+        Raises InputError for one that names what the prior does not know.
+        """
+        wanted = parse_prompt(text, self.vocabulary, "--prompt")
+        if not negative.strip():
+            if three:
+                raise InputError("--negative-prompt: expected what to stay away from, got nothing")
+            return Prompt(wanted, (None,))
+        away = parse_prompt(negative, self.vocabulary, "--negative-prompt")
+        return Prompt(wanted, (None, away) if three else (away,))
 
     def conditions(self, prompt: Prompt, cameras: Tensor) -> dict[str, Tensor]:
         """The prompt seen from V cameras, as the UNet's conditional inputs.
 
-        Each is [2, V, ...]: first for the prompt, then for none (or for the negative prompt).
+        Each is [G, V, ...]: first for the prompt, then for each of what it is held against.
         `cameras` float32 [V, 3], on the CPU, where their view words are looked up: azimuth and elevation in
         radians, grey level of the background in [0, 1].
         """
@@ -80,26 +97,27 @@ class EmbeddedPrior:
         views = [self.vocabulary.views.index(view_word(a, e)) for a, e, _ in cameras.tolist()]
         cameras = cameras.to(self.device, non_blocking=True)
         known = torch.ones(count, 1, device=self.device)
-        wanted = self._encoder(self._words(prompt.positive, views), cameras, known)
-        if prompt.negative is None:
-            nothing = self._encoder.nothing(count).to(self.device, non_blocking=True)
-            away = self._encoder(nothing, cameras, torch.zeros_like(known))
-        else:
-            away = self._encoder(self._words(prompt.negative, views), cameras, known)
-        return {name: torch.stack([wanted[name], away[name]]) for name in wanted}
+        encoded = [self._encoder(self._words(prompt.positive, views), cameras, known)]
+        for caption in prompt.against:
+            if caption is None:
+                nothing = self._encoder.nothing(count).to(self.device, non_blocking=True)
+                encoded.append(self._encoder(nothing, cameras, torch.zeros_like(known)))
+            else:
+                encoded.append(self._encoder(self._words(caption, views), cameras, known))
+        return {name: torch.stack([each[name] for each in encoded]) for name in encoded[0]}
 
-    def predict(
-        self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Conditional and unconditional clean latents [B, ...] of noisy ones [B, ...] at timesteps int64 [B].
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Clean latents [B, ...] of noisy ones [B, ...] at timesteps int64 [B], for each of the G conditions.
 
         B = V K: action k of view v is item v K + k; `conditions` are those of the V views.
         """
-        actions = len(noisy) // conditions["tokens"].shape[1]
+        groups, views = conditions["tokens"].shape[:2]
+        actions = len(noisy) // views
         inputs = {name: c.repeat_interleave(actions, 1).flatten(0, 1) for name, c in conditions.items()}
-        outputs = self._unet(noisy=noisy.repeat(2, 1, 1, 1), timesteps=timesteps.repeat(2), **inputs)
-        prediction = outputs["prediction"]
-        return prediction[: len(noisy)], prediction[len(noisy) :]
+        outputs = self._unet(
+            noisy=noisy.repeat(groups, 1, 1, 1), timesteps=timesteps.repeat(groups), **inputs
+        )
+        return outputs["prediction"].chunk(groups)
 
     def _words(self, caption: Caption, views: list[int]) -> Tensor:
         objects, colors = self.vocabulary.objects, self.vocabulary.colors
@@ -109,6 +127,44 @@ class EmbeddedPrior:
         )
         words = torch.tensor([[thing, first, second, view] for view in views])
         return words.to(self.device, non_blocking=True)
+
+
+class _Unet(nn.Module):
+    """diffusers' UNet with the inputs of the shipped graph."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor, layout: Tensor
+    ) -> Tensor:
+        inputs = torch.cat([noisy, layout], 1)
+        return self.unet(inputs, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
+
+
+def unet_network(folder: Path) -> Network:
+    """The UNet of a folder, by diffusers: what the ONNX graph beside its weights computes, and its probe.
+
+    Raises InputError if diffusers is not installed, or a file is missing or damaged.
+    """
+    diffusers = library("diffusers", f"{folder} on torch")
+    try:
+        unet = diffusers.UNet2DConditionModel.from_config(_config(folder))
+        unet.load_state_dict({name: t.float() for name, t in load_file(folder / _WEIGHTS).items()})
+        stored = np.load(folder / "probe.npz")
+        probe = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, EOFError, BadZipFile) as error:
+        raise InputError(f"{folder}: is no UNet of diffusers ({first_line(error)})") from error
+    inputs = {name: probe[name] for name in ("noisy", "timesteps", "tokens", "pooled", "layout")}
+    return Network(
+        name="unet",
+        module=_Unet(unet).eval().requires_grad_(False),
+        inputs=inputs,
+        outputs=("prediction",),
+        dynamic=dict.fromkeys(inputs, (0,)),
+        expected={"prediction": probe["expected.prediction"]},
+    )
 
 
 def _config(folder: Path, name: str = "config.json") -> dict:

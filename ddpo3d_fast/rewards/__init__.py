@@ -1,7 +1,8 @@
-"""Rewards: what a view is worth. The embedded scorer, the user's own functions, and weighted sums of them."""
+"""Rewards: what a view is worth. The embedded scorer, CLIP's, the user's own functions, weighted sums."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -12,10 +13,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, suggestion
+from ddpo3d_fast.rewards.aesthetic import aesthetic_reward
+from ddpo3d_fast.rewards.clip import TowerReward, clip_reward
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+from ddpo3d_fast.rewards.preference import hps_reward, pickscore_reward
 
 PROBE_SIZE = 64  # pixels of the pictures on which a user's function is tried before a run
+# By name: from what follows the @ of NAME@SOURCE, a device and a runtime to the reward. No module of the
+# user's can be called NAME@SOURCE, so that `clip:score` stays a function of theirs.
+TOWER_REWARDS: dict[str, Callable[[str, torch.device | str, str], TowerReward]] = {
+    "aesthetic": functools.partial(aesthetic_reward, "aesthetic"),
+    "aesthetic-v1": functools.partial(aesthetic_reward, "aesthetic-v1"),
+    "clip": clip_reward,
+    "hps": hps_reward,
+    "pickscore": pickscore_reward,
+}
 
 
 class Reward(Protocol):
@@ -23,6 +36,7 @@ class Reward(Protocol):
 
     name: str
     differentiable: bool  # whether score_vjp can be called
+    capturable: bool  # whether a CUDA graph can hold its calls: they neither wait nor copy from the host
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B]."""
@@ -34,10 +48,10 @@ class Reward(Protocol):
 class EmbeddedReward:
     """The embedded scorer of how clean a render looks, whatever its prompt."""
 
-    name, differentiable = "embedded", True
+    name, differentiable, capturable = "embedded", True, True
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.scorer = EmbeddedScorer(device=device)
+    def __init__(self, device: torch.device | str = "cpu", runtime: str = "auto") -> None:
+        self.scorer = EmbeddedScorer(device=device, runtime=runtime)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.scorer.score(images)
@@ -62,6 +76,8 @@ class FunctionReward:
     counts as differentiable; it must then score each image by itself. InputError for a wrong result or an
     exception of its own.
     """
+
+    capturable = False  # its scores are looked at in every step
 
     def __init__(
         self, name: str, function: Callable[[Tensor, list[str]], Tensor], device: torch.device | str = "cpu"
@@ -111,6 +127,7 @@ class WeightedReward:
         self.parts = list(parts)
         self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self.parts)
         self.differentiable = any(reward.differentiable for reward, _ in self.parts)
+        self.capturable = all(reward.capturable for reward, _ in self.parts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return torch.stack([weight * reward.score(images, prompts) for reward, weight in self.parts]).sum(0)
@@ -170,22 +187,30 @@ def _parse(spec: str) -> tuple[str, float]:
     return name.strip(), weight
 
 
-def make_reward(specs: Sequence[str], device: torch.device | str = "cpu") -> Reward:
+def make_reward(specs: Sequence[str], device: torch.device | str = "cpu", runtime: str = "auto") -> Reward:
     """The reward that `specs` name, each NAME or NAME=WEIGHT (1 if left out); several are summed.
 
-    NAME is `embedded`, or `module:function` of the user's, found on the Python path or in the working
-    directory. InputError for an unknown name, a bad weight, a missing module or function, or a function that
-    does not score.
+    NAME is `embedded`; one of TOWER_REWARDS, alone or with the source of its weights as NAME@SOURCE (their
+    functions' docstrings say which there are); or `module:function` of the user's, found on the Python path
+    or in the working directory. `runtime`, one of `load_network`'s, runs all but the user's. InputError for
+    an unknown name, a bad weight, weights that cannot be had or read, a missing module or function, or a
+    function that does not score.
     """
     parts: list[tuple[Reward, float]] = []
     for spec in specs:
         name, weight = _parse(spec)
+        kind, at, source = name.partition("@")
         if name == "embedded":
-            parts.append((EmbeddedReward(device), weight))
+            parts.append((EmbeddedReward(device, runtime), weight))
+        elif kind in TOWER_REWARDS and (source or not at):
+            parts.append((TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime), weight))
         elif all(name.partition(":")):
             parts.append((FunctionReward(name, _find_function(name), device), weight))
         else:
-            raise InputError(f"--reward: expected `embedded` or module:function of your own, got {name!r}")
+            raise InputError(
+                f"--reward: expected `embedded` or module:function of your own, got {name!r}, which is none "
+                f"of {', '.join(TOWER_REWARDS)} either{suggestion(kind, [*TOWER_REWARDS, 'embedded'])}"
+            )
     if not parts:
         raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
     if len(parts) == 1 and parts[0][1] == 1:

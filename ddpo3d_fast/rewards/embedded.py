@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from ddpo3d_fast.engines import Engine, Network, load_network
 from ddpo3d_fast.errors import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
@@ -48,6 +49,20 @@ class ScorerNetwork(nn.Module):
         return self.head(self.tower(pictures * 2 - 1).mean((2, 3)))[:, 0]
 
 
+class _ScorerVjp(nn.Module):
+    """Scores, and the gradient of each with respect to its picture."""
+
+    def __init__(self, scorer: nn.Module) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = pictures.detach().requires_grad_()
+        scores = self.scorer(leaf)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+        return scores.detach(), gradient
+
+
 def to_tower_size(images: Tensor) -> Tensor:
     """Images [B, 3, N, N] at 64 px: the mean over pixel blocks where 64 divides N, bilinear otherwise."""
     size = images.shape[-1]
@@ -64,7 +79,10 @@ class EmbeddedScorer:
     InputError where a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path | str = FOLDER, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, folder: Path | str = FOLDER, device: torch.device | str = "cpu", runtime: str = "auto"
+    ) -> None:
+        """`runtime` is one of `load_network`'s; `auto` is torch."""
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
@@ -78,6 +96,24 @@ class EmbeddedScorer:
             raise InputError(f"scorer: {folder} is damaged: {str(error).splitlines()[0]}") from error
         self.network.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
+        self._engines: dict[bool, Engine] = {}  # by whether they give the gradient, too
+        if runtime not in ("auto", "torch"):
+            for gradient in (False, True):
+                network = self.network_for_engines(gradient)
+                self._engines[gradient] = load_network(network, self.device, runtime, torch.float32)
+
+    def network_for_engines(self, gradient: bool) -> Network:
+        """`scorer`: images [B, 3, 64, 64] to `scores` [B]. `scorer_vjp`: to `scores` and `gradient`, the
+        gradient of each image's own score."""
+        images = {"images": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))}
+        return Network(
+            name="scorer_vjp" if gradient else "scorer",
+            module=_ScorerVjp(self.network).eval() if gradient else self.network,
+            inputs=images,
+            outputs=("scores", "gradient") if gradient else ("scores",),
+            dynamic={"images": (0,)},
+            gradient=gradient,
+        )
 
     def _check(self, images: Tensor) -> None:
         shape = tuple(images.shape)
@@ -94,7 +130,8 @@ class EmbeddedScorer:
         self._check(images)
         if len(images) == 0:  # torch's pixel_unshuffle does not take it
             return images.new_zeros(0)
-        return self.network(to_tower_size(images))
+        small = to_tower_size(images)
+        return self._engines[False](images=small)["scores"] if self._engines else self.network(small)
 
     def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
@@ -105,6 +142,11 @@ class EmbeddedScorer:
         deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with torch.enable_grad(), deterministic:
             leaf = images.detach().clone().requires_grad_()
-            scores = self.network(to_tower_size(leaf))
+            small = to_tower_size(leaf)
+            if self._engines:
+                outputs = self._engines[True](images=small)
+                (gradient,) = torch.autograd.grad(small, leaf, outputs["gradient"])
+                return outputs["scores"], gradient
+            scores = self.network(small)
             (gradient,) = torch.autograd.grad(scores.sum(), leaf)
         return scores.detach(), gradient

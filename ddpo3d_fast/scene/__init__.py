@@ -3,7 +3,7 @@
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
 from ddpo3d_fast.scene.densify import prune, relocate
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
-from ddpo3d_fast.scene.hull import outside_hull
+from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_cloud
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "prune",
     "relocate",
     "sample_cameras",
+    "unsupported",
 ]

@@ -42,8 +42,11 @@ class Cameras:
     def intrinsics(self, width: int, height: int) -> Tensor:
         """[C, 3, 3] float32 intrinsics in pixels, with pixel centres at +0.5 and square pixels."""
         focal = 0.5 * height / math.tan(0.5 * self.fov_y)
-        matrix = torch.tensor([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
-        return matrix.to(self.viewmats.device, non_blocking=True).expand(len(self), 3, 3).contiguous()
+        numbers = {(0, 0): focal, (1, 1): focal, (0, 2): 0.5 * width, (1, 2): 0.5 * height, (2, 2): 1.0}
+        matrix = self.viewmats.new_zeros(len(self), 3, 3)
+        for (row, column), number in numbers.items():
+            matrix[:, row, column].fill_(number)  # no copy from the host, which a CUDA graph could not hold
+        return matrix
 
 
 def look_at_origin(

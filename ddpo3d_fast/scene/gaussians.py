@@ -164,11 +164,12 @@ class Gaussians:
         grad_rgb: Tensor,
         grad_alpha: Tensor | None,
         learning_rates: LearningRates,
-        step: int,
+        step: int | Tensor,
         opacity_penalty: float = 0.0,
         scale_penalty: float = 0.0,
         beta1: float = 0.9,
         beta2: float = 0.99,
+        rate_scale: Tensor | None = None,
     ) -> None:
         """One Adam step of every parameter, in place, down the gradient of a loss on the views.
 
@@ -178,11 +179,12 @@ class Gaussians:
             grad_rgb: [C, H, W, 3] gradient of the loss with respect to `views.rgb`.
             grad_alpha: [C, H, W] with respect to `views.alpha`, or None.
             learning_rates: of every parameter.
-            step: number of this update, 1 for the first.
+            step: number of this update, 1 for the first; an int, or one int64 on the device.
             opacity_penalty: weight of the sum of opacities in the loss; lets what carries nothing fade away.
             scale_penalty: weight of the sum of scales in the loss; keeps Gaussians from growing where it
                 costs nothing (both penalties as in 3DGS-MCMC, arXiv 2404.09591).
             beta1, beta2: Adam's decays.
+            rate_scale: one float32 on the device that multiplies all learning rates; None: 1.
         """
         grads = rasterize_backward(
             views.state,
@@ -203,7 +205,7 @@ class Gaussians:
             )
             for name, grad in zip(PARAMETERS, raw, strict=True)
         ]
-        adam_groups(groups, step, beta1=beta1, beta2=beta2, skip=views.state.overflow)
+        adam_groups(groups, step, beta1=beta1, beta2=beta2, rate_scale=rate_scale, skip=views.state.overflow)
         if self.sh_degree == 0:
             limit = (0.5 - COLOR_MARGIN) / SH_C0
             self.sh.clamp_(-limit, limit)

@@ -1,4 +1,4 @@
-"""The scene's own visual hull: what lies outside its silhouettes is haze."""
+"""What is haze: outside the scene's own silhouettes, or faint with nothing strong beside it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,26 @@ def outside_hull(gaussians: Gaussians, threshold: float = 0.3) -> Tensor:
         :, 0, 0
     ]
     return ((cover < threshold) | ~(depth > 0)).any(0)
+
+
+def unsupported(
+    gaussians: Gaussians, faint: float = 0.08, strong: float = 0.1, reach: float = 0.12
+) -> Tensor:
+    """[N] bool: the Gaussian's opacity is below `faint`, and none of opacity `strong` or more is near.
+
+    Hundreds of faint Gaussians in one place make a silhouette of their own, which `outside_hull` believes; an
+    object's own faint ones, its rim and its shading, lie on strong ones. Near is a distance of `reach` in
+    scene units at most, between centres. Raises ValueError for opacities outside [0, 1] or a negative reach.
+    """
+    for name, value in (("faint", faint), ("strong", strong)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}: expected an opacity from 0 to 1, got {value}")
+    if not reach >= 0.0:
+        raise ValueError(f"reach: expected 0 or more, got {reach}")
+    opacities = gaussians.logit_opacities.sigmoid()
+    support, alone = gaussians.means[opacities >= strong], opacities < faint
+    candidates = alone.nonzero()[:, 0]
+    for part in candidates.split(1024):  # so many rows of distances at a time
+        near = torch.cdist(gaussians.means[part], support) <= reach
+        alone[part] = ~near.any(1)
+    return alone

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
+from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder
 from ddpo3d_fast.training.batches import VOCABULARY
 from ddpo3d_fast.training.classifier import load_classifier
@@ -76,7 +76,7 @@ def sample(
     With `known_cameras`, each view word's typical camera and a white background are told as well.
     """
     trained_with: Any = make_scheduler()
-    scheduler = DDIMScheduler.from_config(trained_with.config)
+    scheduler = library("diffusers", "sampling the prior").DDIMScheduler.from_config(trained_with.config)
     scheduler.set_timesteps(steps)
     count = len(words)
     both = torch.cat([words, CaptionEncoder(VOCABULARY).nothing(count)])

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.files import atomic_path, write_text
 from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
 
@@ -94,13 +95,13 @@ def _half(module: nn.Module) -> dict[str, Tensor]:
 
 def export(model: Model, output: Path) -> None:
     """Writes model_index.json, unet/, text_encoder/, codec/ and scheduler/ under `output`."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
+    attention = library("diffusers.models.attention_processor", "exporting the prior")
 
     for part in ("unet", "text_encoder", "codec"):
         (output / part).mkdir(parents=True, exist_ok=True)
     denoiser = model.denoiser.eval()
     unet = denoiser.unet
-    unet.set_attn_processor(AttnProcessor2_0())
+    unet.set_attn_processor(attention.AttnProcessor2_0())
     for name, module in (("unet", unet), ("text_encoder", model.text_encoder)):
         with atomic_path(output / name / WEIGHTS) as path:
             save_file(_half(module), path)

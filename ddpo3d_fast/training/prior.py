@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
+from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.files import atomic_path
 from ddpo3d_fast.priors.caption import CaptionEncoder
 from ddpo3d_fast.training.batches import VOCABULARY, Batches
 from ddpo3d_fast.training.dataset import load_shards
+
+diffusers = library("diffusers", "training the prior")
+attention = library("diffusers.models.attention_processor", "training the prior")
 
 PATCH = 4  # the codec: pixels of a 4x4 patch become channels
 TIMESTEPS = 1000
@@ -34,7 +36,7 @@ EMA_DECAY = 0.999
 
 
 def make_unet() -> Any:  # a module; diffusers' classes have no types
-    unet: Any = UNet2DConditionModel(
+    unet: Any = diffusers.UNet2DConditionModel(
         sample_size=16,
         in_channels=3 * PATCH**2 + CaptionEncoder.layout_channels,
         out_channels=3 * PATCH**2,
@@ -51,12 +53,12 @@ def make_unet() -> Any:  # a module; diffusers' classes have no types
         resnet_time_scale_shift="scale_shift",
     )
     # Batched matrix products: several times faster to train on a CPU than the fused attention's backward.
-    unet.set_attn_processor(AttnProcessor())
+    unet.set_attn_processor(attention.AttnProcessor())
     return unet
 
 
 def make_scheduler() -> Any:
-    return DDPMScheduler(
+    return diffusers.DDPMScheduler(
         num_train_timesteps=TIMESTEPS,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="sample",

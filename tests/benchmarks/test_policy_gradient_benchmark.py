@@ -92,9 +92,11 @@ def test_the_control_keeps_each_views_advantages_and_changes_their_order(benchma
 
     def advantages(arm: str) -> torch.Tensor:
         settings = benchmark.arm_config(preset("draft", "a red ball"), arm).reward
-        prior = SimpleNamespace(prediction_type="sample", clip=(-1.0, 1.0))
+        prior = SimpleNamespace(prediction_type="sample", clip=(-1.0, 1.0), device="cpu")
         distill = ScoreDistillation(prior, None, "a red ball", Distillation(), settings, None, 0, 8)
-        return distill._advantages(rewards, step=3)
+        return distill._advantages(
+            rewards, {"lots": torch.rand(6, 8, generator=torch.Generator().manual_seed(2))}
+        )
 
     plain, control = advantages("sds+policy"), advantages("sds+shuffled")
     assert torch.equal(control.sort(1).values, plain.sort(1).values)

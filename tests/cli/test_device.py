@@ -17,7 +17,7 @@ from .conftest import Command
 
 NO_BUILD = "this build has no CUDA kernels"
 NO_GPU = f"torch {torch.__version__} finds no CUDA device"
-NO_DIFFUSERS = "diffusers is not installed (pip install 'ddpo3d-fast[cuda]')"
+NO_DIFFUSERS = "diffusers is not installed (pip install 'ddpo3d-fast[generate]')"
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def test_a_run_on_a_gpu_that_is_not_there_is_one_line(command: Command, machine:
 def test_info_says_why_a_run_would_use_the_cpu(command: Command, machine: pytest.MonkeyPatch) -> None:
     take_away(machine, NO_GPU)
     machine.setattr(info, "gpu_models", lambda: [])
-    assert f"  device      CPU: {NO_GPU}\n" in command("info").out
+    assert f"  device        CPU: {NO_GPU}\n" in command("info").out

@@ -52,6 +52,12 @@ def test_auto_takes_the_gpu_and_a_second_run_is_the_same_to_the_byte(command: Co
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_steps_replayed_as_cuda_graphs_make_the_asset_of_launched_ones(command: Command) -> None:
+    graphs, launches = make(command, "graphs"), make(command, "launches", "--no-cuda-graph")
+    for name in ("asset.ply", "metrics.jsonl"):
+        assert (graphs / name).read_bytes() == (launches / name).read_bytes()
+
+
 def test_a_run_on_the_gpu_goes_on_there_from_its_checkpoint(command: Command) -> None:
     folder = make(command, "run", "--device", "cuda")
     before, asset = metrics(folder), (folder / "asset.ply").read_bytes()

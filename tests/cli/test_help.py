@@ -40,10 +40,13 @@ def test_every_setting_is_a_flag_with_help(command: Command) -> None:
     config = preset("standard")
     parts = [part for part in vars(config).values() if dataclasses.is_dataclass(part)]
     fields = [field for part in (config, *parts) for field in dataclasses.fields(part)]
-    settings = [field.name for field in fields if getattr(config, field.name, None) not in parts]
+    settings = [field for field in fields if getattr(config, field.name, None) not in parts]
     assert len(settings) > 30
-    for name in (*settings, "reward"):
-        assert f" {flag(name)}" in text, name
+    for field in settings:
+        name = flag(field.name)
+        # What is on by default has a flag that turns it off.
+        assert f" {name.replace('--', '--no-') if field.default is True else name}" in text, name
+    assert " --reward" in text
 
 
 @pytest.mark.parametrize("name", ["draft", "standard", "high"])

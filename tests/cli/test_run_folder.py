@@ -19,7 +19,7 @@ from ddpo3d_fast.run import RunFolder, read_config, slug
 @pytest.fixture
 def config() -> Config:
     changed = preset("high", "a red mushroom")
-    schedule = dataclasses.replace(changed.schedule, steps=7, resolution_factors=(1, 2, 3), max_timestep=0.9)
+    schedule = dataclasses.replace(changed.schedule, steps=7, render_scales=(1.0, 2.0, 3.0), max_timestep=0.9)
     reward = dataclasses.replace(changed.reward, reward=("embedded=0.5", "mine:score"), guide_weight=1e-5)
     return dataclasses.replace(changed, seed=5, schedule=schedule, reward=reward)
 

@@ -19,7 +19,7 @@ MUSHROOM = "generate --prompt 'a red mushroom'"
 
 # command line -> what the message must say
 COMMAND_LINE = {
-    "generat": "generat: expected a command (generate, render, info); did you mean generate?",
+    "generat": "generat: expected a command (generate, render, info, engines); did you mean generate?",
     "--prompt 'a red mushroom'": "--prompt: expected a command",
     f"{MUSHROOM} --stepz 3": "--stepz: no such option of generate; did you mean --steps?",
     "render good.ply --sizes 3": "--sizes: no such option of render; did you mean --size?",
@@ -30,9 +30,9 @@ COMMAND_LINE = {
     f"{MUSHROOM} --steps=1.5": "--steps: expected a whole number, got '1.5'",
     f"{MUSHROOM} --steps": "--steps: expected a whole number, got nothing",
     f"{MUSHROOM} --guide-weight lots": "--guide-weight: expected a number, got 'lots'",
-    f"{MUSHROOM} --resolution-factors 1 two": "--resolution-factors: expected whole numbers, got 'two'",
+    f"{MUSHROOM} --render-scales 1 two": "--render-scales: expected numbers, got 'two'",
     f"{MUSHROOM} --quiet=yes": "--quiet: expected no value, got 'yes'",
-    f"{MUSHROOM} --preset ultra": "--preset: expected one of draft, standard, high, got 'ultra'",
+    f"{MUSHROOM} --preset ultra": "--preset: expected one of draft, standard, high for the embedded",
     f"{MUSHROOM} --device tpu": "--device: expected one of auto, cpu, cuda, got 'tpu'",
     f"{MUSHROOM} --policy ppo": "--policy: expected one of noise, ddim, got 'ppo'",
     f"{MUSHROOM} --quiet --json": "--quiet: expected no --json beside it",
@@ -46,7 +46,7 @@ SETTINGS = {
     f"{MUSHROOM} --means-rate nan": "--means-rate: expected a number from 0",
     f"{MUSHROOM} --min-timestep 0.9 --max-timestep 0.1": "--min-timestep: expected at most --max-timestep",
     f"{MUSHROOM} --noises 1": "--noises: expected at least 2",
-    f"{MUSHROOM} --resolution-factors 0": "--resolution-factors: expected whole numbers from 1",
+    f"{MUSHROOM} --render-scales 0": "--render-scales: expected one or more numbers from 0.1 to 16",
     f"{MUSHROOM} --device cuda": "--device: expected auto or cpu here, got cuda: torch",
     f"{MUSHROOM} --model stable-fusion": "--model: expected `embedded` or a folder",
     f"{MUSHROOM} --model folder": "--model: expected `embedded` or a folder",

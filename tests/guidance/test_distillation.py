@@ -12,21 +12,26 @@ from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.priors.codec import PatchCodec
 
 VIEWS, NOISES, SEED, STEP = 3, 4, 11, 5
+PLAIN = config.Distillation(guidance_scale=3.0)
+
+
+def encode_vjp(grad):
+    return ToyPrior.codec.encode_with_vjp(torch.zeros(0, 3, 4, 4))[1](grad)
 
 
 class ToyPrior:
     """Predicts the clean picture: a fixed function of the noisy one, the timestep and the condition."""
 
-    prediction_type, clip = "sample", (-1.0, 1.0)
+    prediction_type, clip, device = "sample", (-1.0, 1.0), torch.device("cpu")
     codec = PatchCodec(4)
     alphas_cumprod = torch.linspace(0.999, 0.001, 1000)
 
     def conditions(self, prompt, cameras):
-        return (cameras[:, :1],) * 4
+        return {"shift": cameras[:, :1]}
 
     def predict(self, noisy, timesteps, conditions):
-        actions = len(noisy) // len(conditions[0])
-        shift = conditions[0].repeat_interleave(actions, 0).view(-1, 1, 1, 1).to(noisy)
+        actions = len(noisy) // len(conditions["shift"])
+        shift = conditions["shift"].repeat_interleave(actions, 0).view(-1, 1, 1, 1).to(noisy)
         late = (timesteps / 1000).view(-1, 1, 1, 1).to(noisy)
         return torch.tanh(noisy * (1 - late) + 0.1 * shift), 0.5 * torch.tanh(noisy)
 
@@ -45,12 +50,26 @@ class Brightness:
         return self.score(images, prompts), gradient
 
 
-def guidance(**wishes) -> ScoreDistillation:
-    return ScoreDistillation(
-        ToyPrior(),
+class OneCall(ScoreDistillation):
+    """A step from what a test knows of it."""
+
+    def of(self, pictures, cameras, timesteps, step):
+        return self(pictures, *self.inputs(cameras, timesteps, step))
+
+
+class ThreeFold(ToyPrior):
+    """Predicts for a negative prompt, too."""
+
+    def predict(self, noisy, timesteps, conditions):
+        return *super().predict(noisy, timesteps, conditions), 0.3 * torch.tanh(noisy + 0.2)
+
+
+def guidance(prior=ToyPrior, distillation=PLAIN, **wishes) -> OneCall:
+    return OneCall(
+        prior(),
         None,
         "text",
-        config.Distillation(guidance_scale=3.0),
+        distillation,
         dataclasses.replace(config.Reward(), **wishes),
         Brightness(),
         SEED,
@@ -77,7 +96,7 @@ def plain_terms(pictures, cameras, timesteps, step):
     noise = philox_normal(z.shape, SEED, 2 * step).double()
     noisy = abar.sqrt() * z + (1 - abar).sqrt() * noise
     cond, uncond = prior.predict(
-        noisy.flatten(0, 1), timesteps.repeat_interleave(NOISES), (cameras[:, :1],) * 4
+        noisy.flatten(0, 1), timesteps.repeat_interleave(NOISES), {"shift": cameras[:, :1]}
     )
     clean = (uncond + 3.0 * (cond - uncond)).clamp(-1, 1)
     rewards = Brightness().score(prior.codec.decode(clean), [])
@@ -90,21 +109,21 @@ def relative(a, b):
 
 def test_without_a_policy_it_is_the_mean_residual_of_the_noises(step):
     residual, _ = plain_terms(**step)
-    expected = ToyPrior.codec.encode_vjp(residual.mean(1))
-    assert relative(guidance(policy_weight=0.0)(**step).grad_pictures, expected) < 1e-5
+    expected = encode_vjp(residual.mean(1))
+    assert relative(guidance(policy_weight=0.0).of(**step).grad_pictures, expected) < 1e-5
 
 
 def test_the_noise_policy_weighs_each_residual_by_its_advantage(step):
     residual, rewards = plain_terms(**step)
     ramp = ((0.7 - step["timesteps"] / 1000) / 0.2).clamp(0, 1)
     weight = 1 + 2.0 * ramp[:, None] * group_advantages(rewards)
-    expected = ToyPrior.codec.encode_vjp((weight.view(VIEWS, NOISES, 1, 1, 1) * residual).mean(1))
-    assert relative(guidance(policy_weight=2.0)(**step).grad_pictures, expected) < 1e-4
+    expected = encode_vjp((weight.view(VIEWS, NOISES, 1, 1, 1) * residual).mean(1))
+    assert relative(guidance(policy_weight=2.0).of(**step).grad_pictures, expected) < 1e-4
 
 
 def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
-    plain = guidance(policy_weight=0.0)(**step).grad_pictures
-    pulled = guidance(policy_weight=1.0)(**step).grad_pictures
+    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
+    pulled = guidance(policy_weight=1.0).of(**step).grad_pictures
     brighter = -(pulled - plain)  # descent
     assert Brightness().score(brighter, []).sum() > 0
 
@@ -112,27 +131,27 @@ def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
 def test_the_ddim_policy_adds_the_score_function_of_its_actions(step):
     """grad = -lambda sum_k A_k sqrt(abar') n_k / K, beside plain SDS of one noise a view."""
     prior, wishes = ToyPrior(), {"policy": "ddim", "policy_weight": 1.5}
-    got = guidance(**wishes)(**step).grad_pictures
+    got = guidance(**wishes).of(**step).grad_pictures
     pictures, cameras, timesteps = step["pictures"], step["cameras"], step["timesteps"]
     z = prior.codec.encode(pictures).double()
     abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
     later = (timesteps - 100).clamp_min(0)
     prev = prior.alphas_cumprod[later].double().view(-1, 1, 1, 1)
     noisy = abar.sqrt() * z + (1 - abar).sqrt() * philox_normal(z.shape, SEED, 2 * STEP).double()
-    cond, uncond = prior.predict(noisy, timesteps, (cameras[:, :1],) * 4)
+    cond, uncond = prior.predict(noisy, timesteps, {"shift": cameras[:, :1]})
     clean = (uncond + 3.0 * (cond - uncond)).clamp(-1, 1)
     eps = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
     variance = (1 - prev) / (1 - abar) * (1 - abar / prev)
     mean = prev.sqrt() * clean + (1 - prev - variance).sqrt() * eps
     n = philox_normal((VIEWS * NOISES, *z.shape[1:]), SEED, 2 * STEP + 1).double()
     action = mean.repeat_interleave(NOISES, 0) + variance.sqrt().repeat_interleave(NOISES, 0) * n
-    cond, uncond = prior.predict(action, later.repeat_interleave(NOISES), (cameras[:, :1],) * 4)
+    cond, uncond = prior.predict(action, later.repeat_interleave(NOISES), {"shift": cameras[:, :1]})
     reached = prior.codec.decode((uncond + 3.0 * (cond - uncond)).clamp(-1, 1))
     advantages = group_advantages(Brightness().score(reached, []).view(VIEWS, NOISES))
     ramp = ((0.7 - timesteps / 1000) / 0.2).clamp(0, 1)
     weight = 1.5 * ramp[:, None] * advantages * prev.view(-1, 1).sqrt() / NOISES
     policy = (weight.view(-1, 1, 1, 1) * n).view(VIEWS, NOISES, *z.shape[1:]).sum(1)
-    expected = prior.codec.encode_vjp((1 - abar).sqrt() * (z - clean) - policy)
+    expected = encode_vjp((1 - abar).sqrt() * (z - clean) - policy)
     assert relative(got, expected) < 1e-3  # advantages divide small differences of float32 scores
 
 
@@ -141,31 +160,87 @@ def test_dreamfusions_weight_is_one_minus_abar_times_the_noise_residual(step):
     plain.settings = dataclasses.replace(plain.settings, residual="sds")
     residual, _ = plain_terms(**step)
     abar = ToyPrior.alphas_cumprod[step["timesteps"]].double().view(-1, 1, 1, 1)
-    expected = ToyPrior.codec.encode_vjp(residual.mean(1) * abar.sqrt())
-    assert relative(plain(**step).grad_pictures, expected) < 1e-5
+    expected = encode_vjp(residual.mean(1) * abar.sqrt())
+    assert relative(plain.of(**step).grad_pictures, expected) < 1e-5
+
+
+def noises_said(prior, pictures, cameras, timesteps, step):
+    """Of each action, in float64: what every prediction says of the noise, [V, K, ...] each, and abar."""
+    z = prior.codec.encode(pictures).double()[:, None].expand(-1, NOISES, -1, -1, -1)
+    abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1, 1)
+    noisy = abar.sqrt() * z + (1 - abar).sqrt() * philox_normal(z.shape, SEED, 2 * step).double()
+    clean = prior.predict(noisy.flatten(0, 1), timesteps.repeat_interleave(NOISES), {"shift": cameras[:, :1]})
+    return [(noisy - abar.sqrt() * guess.view(z.shape)) / (1 - abar).sqrt() for guess in clean], abar
+
+
+def test_classifier_score_distillation_is_the_difference_the_prompt_makes(step):
+    (cond, uncond), abar = noises_said(ToyPrior(), **step)
+    settings = config.Distillation(guidance_scale=3.0, residual="csd")
+    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    assert relative(got, encode_vjp(((1 - abar) * (cond - uncond)).mean(1))) < 1e-5
+
+
+def test_noise_free_score_distillation_stays_away_from_the_negative_prompt_at_high_noise(step):
+    (cond, uncond, negative), abar = noises_said(ThreeFold(), **step)
+    late = (step["timesteps"] >= 200).double().view(-1, 1, 1, 1, 1)
+    expected = (1 - abar) * (3.0 * (cond - uncond) + uncond - late * negative)
+    settings = config.Distillation(guidance_scale=3.0, residual="nfsd")
+    got = guidance(ThreeFold, settings, policy_weight=0.0).of(**step).grad_pictures
+    assert relative(got, encode_vjp(expected.mean(1))) < 1e-5
+
+
+@pytest.mark.parametrize("residual", ["csd", "nfsd"])
+def test_the_noise_policy_weighs_the_residuals_without_noise_too(step, residual):
+    settings = config.Distillation(guidance_scale=3.0, residual=residual)
+    plain, pulled = (
+        guidance(ThreeFold, settings, policy_weight=weight).of(**step).grad_pictures for weight in (0.0, 1.0)
+    )
+    assert 0.01 < relative(pulled, plain) < 2
+
+
+def test_the_rescaled_guess_has_the_spread_it_is_told(step):
+    """z0^ times rescale std(cond) / std(guided) + 1 - rescale, before the clip."""
+    prior = ToyPrior()
+    (cond, uncond), abar = noises_said(prior, **step)
+    z = prior.codec.encode(step["pictures"]).double()[:, None].expand(cond.shape)
+    noisy = abar.sqrt() * z + (1 - abar).sqrt() * philox_normal(z.shape, SEED, 2 * STEP).double()
+    plain, other = ((noisy - (1 - abar).sqrt() * eps) / abar.sqrt() for eps in (cond, uncond))
+    guided = other + 3.0 * (plain - other)
+    ratio = plain.flatten(2).std(2, correction=0) / guided.flatten(2).std(2, correction=0)
+    clean = (guided * (0.5 * ratio + 0.5)[..., None, None, None]).clamp(-1, 1)
+    settings = config.Distillation(guidance_scale=3.0, guidance_rescale=0.5)
+    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    assert relative(got, encode_vjp(((1 - abar).sqrt() * (z - clean)).mean(1))) < 1e-5
+
+
+def test_what_is_scored_may_have_another_guidance(step):
+    same = guidance(reward_guidance_scale=3.0).of(**step)
+    assert torch.equal(same.grad_pictures, guidance().of(**step).grad_pictures)
+    other = guidance(reward_guidance_scale=1.0).of(**step)
+    assert other.metrics["reward"] != same.metrics["reward"]
 
 
 def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
     """All actions of a view share their render, so a group has no advantage: the running window decides."""
     shared = guidance(reward_of="render", baseline="running", policy_weight=1.0)
-    plain = guidance(policy_weight=0.0)(**step).grad_pictures
-    assert relative(shared(**step).grad_pictures, plain) < 1e-6  # too few rewards seen
+    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
+    assert relative(shared.of(**step).grad_pictures, plain) < 1e-6  # too few rewards seen
     shared.baseline.window = torch.tensor([0.0, 0.1] * 16)
-    assert relative(shared(**step).grad_pictures, plain) > 1e-2
+    assert relative(shared.of(**step).grad_pictures, plain) > 1e-2
 
 
 def test_shuffled_advantages_are_a_different_gradient_of_like_size(step):
-    plain = guidance(policy_weight=0.0)(**step).grad_pictures
-    real = guidance(policy_weight=1.0)(**step).grad_pictures - plain
-    control = guidance(policy_weight=1.0, shuffle_advantages=True)(**step).grad_pictures - plain
+    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
+    real = guidance(policy_weight=1.0).of(**step).grad_pictures - plain
+    control = guidance(policy_weight=1.0, shuffle_advantages=True).of(**step).grad_pictures - plain
     assert relative(control, real) > 0.1
     assert 0.2 < float(control.norm() / real.norm()) < 5
 
 
 def test_the_same_step_gives_the_same_gradient_and_another_step_another(step):
-    first, second = guidance()(**step), guidance()(**step)
+    first, second = guidance().of(**step), guidance().of(**step)
     assert torch.equal(first.grad_pictures, second.grad_pictures)
-    assert not torch.equal(first.grad_pictures, guidance()(**step | {"step": STEP + 1}).grad_pictures)
+    assert not torch.equal(first.grad_pictures, guidance().of(**step | {"step": STEP + 1}).grad_pictures)
 
 
 def test_the_reward_guide_climbs_the_score_at_a_size_set_by_the_pull(step):

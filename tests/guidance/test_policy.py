@@ -48,6 +48,6 @@ def test_the_running_window_keeps_the_last_32_and_survives_a_checkpoint():
 
 def test_shuffling_keeps_the_advantages_of_a_view_and_changes_their_order():
     advantages = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
-    mixed = shuffled(advantages, torch.Generator().manual_seed(3))
+    mixed = shuffled(advantages, torch.rand(6, 8, generator=torch.Generator().manual_seed(3)))
     assert torch.equal(mixed.sort(1).values, advantages.sort(1).values)
     assert not torch.equal(mixed, advantages)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.kernels import add_noise, denoise_action, philox_normal, score_residual
+from ddpo3d_fast.kernels import (
+    add_noise,
+    csd_mixture,
+    denoise_action,
+    mixed_residual,
+    philox_normal,
+    score_residual,
+)
 from ddpo3d_fast.kernels.adam import AdamGroup, adam, adam_groups
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -57,7 +64,7 @@ def placed(tensor: Tensor, device: torch.device | str, unaligned: bool) -> Tenso
 
 
 def run_diffusion(case: Case, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Every output of the four diffusion ops for the case, on the CPU."""
+    """Every output of the diffusion ops for the case, on the CPU."""
     views, items = 2, 2 * case.actions
     generator = torch.Generator().manual_seed(0)
 
@@ -91,7 +98,40 @@ def run_diffusion(case: Case, device: torch.device | str = "cpu") -> dict[str, T
         *prediction, per_item(prev), 7.5, case.prediction_type, 0.8, case.clip, seed=2**64 - 1, stream=6
     )
     out |= step._asdict()
+    factors = per_item(torch.rand(items, generator=generator) + 0.5)
+    step = denoise_action(
+        *prediction, per_item(prev), 7.5, case.prediction_type, 0.8, case.clip,
+        outputs=("guided_noise", "clean"), clean_scale=factors,
+    )  # fmt: skip
+    out |= {f"scaled {name}": tensor for name, tensor in step._asdict().items()}
+    out["scaled residual"] = score_residual(
+        *prediction, weight, 7.5, case.prediction_type, case.clip, 9, 10, case.actions, clean_scale=factors
+    )
+    if uncond is not None:
+        negative = latents(items, case.dtypes[1])
+        for name, third, mixture in (
+            ("mixed", negative, torch.randn(items, 3, generator=generator)),
+            ("classifier", None, csd_mixture(items)),
+        ):
+            out[name] = mixed_residual(
+                noisy, cond, uncond, third, alphas, weight, per_item(mixture), case.prediction_type,
+                case.actions,
+            )  # fmt: skip
     return {name: tensor.cpu() for name, tensor in out.items() if tensor is not None}
+
+
+def run_with_one_unaligned(device: torch.device | str = "cpu") -> list[Tensor]:
+    """A mixed residual of aligned inputs, then with each in turn unaligned among the others, on the CPU."""
+    inputs = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(0))
+    numbers = (torch.full((2,), 0.5), torch.ones(2), torch.tensor([[1.0, 2.0, 3.0]] * 2))
+    on_device = [tensor.to(device) for tensor in numbers]
+    return [
+        mixed_residual(
+            *(placed(tensor, device, index == unaligned) for index, tensor in enumerate(inputs)),
+            *on_device, "sample",
+        ).cpu()
+        for unaligned in (None, 0, 1, 2, 3)
+    ]  # fmt: skip
 
 
 def run_adam(device: torch.device | str = "cpu") -> dict[str, Tensor]:

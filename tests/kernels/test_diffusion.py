@@ -30,7 +30,7 @@ def column(values, like):
     return values.double().reshape(-1, *[1] * (like.dim() - 1))
 
 
-def guess_oracle(noisy, cond, uncond, alphas, scale, prediction_type, clip=None):
+def guess_oracle(noisy, cond, uncond, alphas, scale, prediction_type, clip=None, clean_scale=None):
     """Guided noise and clean guess from the definitions of the three prediction types, not from
     coefficients."""
     z, c = noisy.double(), cond.double()
@@ -45,8 +45,11 @@ def guess_oracle(noisy, cond, uncond, alphas, scale, prediction_type, clip=None)
     else:
         clean = p
         noise = (z - a.sqrt() * clean) / (1 - a).sqrt()
+    if clean_scale is not None:
+        clean = clean * column(clean_scale, clean)
     if clip is not None:
         clean = clean.clamp(*clip)
+    if clip is not None or clean_scale is not None:
         noise = (z - a.sqrt() * clean) / (1 - a).sqrt()
     return noise, clean
 
@@ -294,6 +297,183 @@ def test_ddim_sigma_and_coefficient_equal_their_formulas_and_end_at_zero():
     assert ops.ddim_sigma(one, one).item() == 0.0
 
 
+# ---- residuals without injected noise
+# -------------------------------------------------------------------------------------
+
+
+def noises_oracle(noisy, predictions, alphas, prediction_type):
+    """What each prediction says of the noise."""
+    return [guess_oracle(noisy, p, None, alphas, 1.0, prediction_type)[0] for p in predictions]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("actions", [1, 3])
+@pytest.mark.parametrize("with_negative", [True, False])
+def test_mixed_residual_equals_the_oracle(prediction_type, dtype, actions, with_negative):
+    views = 2
+    noisy, cond, uncond, alphas, _ = random_inputs(views * actions, dtype=dtype)
+    negative = random_inputs(views * actions, dtype=dtype, seed=1)[0]
+    numbers = torch.randn(views * actions, 4, generator=torch.Generator().manual_seed(9))
+    weight, mixture = numbers[:, 0], numbers[:, 1:]
+    if not with_negative:
+        mixture[:, 2] = 0
+    grad = ops.mixed_residual(
+        noisy, cond, uncond, negative if with_negative else None, alphas, weight, mixture, prediction_type,
+        actions,
+    )  # fmt: skip
+    noises = noises_oracle(noisy, (cond, uncond, negative), alphas, prediction_type)
+    terms = column(weight, noisy) * sum(
+        column(m, noisy) * noise for m, noise in zip(mixture.T, noises, strict=True)
+    )
+    assert grad.shape == (views, *SHAPE)
+    assert grad.dtype == torch.float32
+    assert relative_l2(grad, terms.reshape(views, actions, *SHAPE).sum(1)) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(
+    ("timesteps", "train_timesteps"), [([0, 199, 200, 980], 1000), ([0, 9, 10, 49], 50), ([0, 1, 2, 6], 7)]
+)
+def test_nfsd_is_the_papers_residual_with_its_choice_by_item(prediction_type, timesteps, train_timesteps):
+    noisy, cond, uncond, alphas, _ = random_inputs(4)
+    negative, weight = random_inputs(4, seed=1)[0], torch.linspace(0.5, 2, 4)
+    mixture = ops.nfsd_mixture(torch.tensor(timesteps), 7.3, train_timesteps)
+    grad = ops.mixed_residual(noisy, cond, uncond, negative, alphas, weight, mixture, prediction_type)
+    of_cond, of_null, of_negative = noises_oracle(noisy, (cond, uncond, negative), alphas, prediction_type)
+    for item in range(4):
+        delta = of_null[item] - (of_negative[item] if item >= 2 else 0)
+        expected = weight[item].double() * (7.3 * (of_cond[item] - of_null[item]) + delta)
+        assert relative_l2(grad[item], expected) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_csd_is_the_derivative_of_sds_in_the_guidance_scale(prediction_type):
+    noisy, cond, uncond, alphas, _ = random_inputs(6)
+    weight = torch.linspace(-1, 2, 6)
+    high, low = (
+        ops.score_residual(
+            noisy, cond, uncond, alphas, weight, scale, prediction_type, seed=1, noise_stream=2, actions=3
+        )
+        for scale in (9.0, 1.0)
+    )
+    csd = ops.mixed_residual(
+        noisy, cond, uncond, None, alphas, weight, ops.csd_mixture(6), prediction_type, actions=3
+    )
+    assert relative_l2((high - low) / 8, csd) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_nfsd_with_an_empty_negative_prompt_is_csd_times_the_scale(prediction_type):
+    noisy, cond, uncond, alphas, _ = random_inputs(3)
+    weight, late = torch.linspace(0.5, 2, 3), torch.tensor([200, 500, 999])
+    nfsd = ops.mixed_residual(
+        noisy, cond, uncond, uncond, alphas, weight, ops.nfsd_mixture(late, 4.3), prediction_type
+    )
+    csd = ops.mixed_residual(
+        noisy, cond, uncond, None, alphas, weight, ops.csd_mixture(3), prediction_type
+    )  # fmt: skip
+    assert relative_l2(nfsd, 4.3 * csd.double()) < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_nfsd_at_small_timesteps_is_sds_without_its_noise(prediction_type):
+    noisy, cond, uncond, alphas, _ = random_inputs(3)
+    weight, early = torch.linspace(0.5, 2, 3), torch.tensor([0, 20, 199])
+    sds = ops.score_residual(
+        noisy, cond, uncond, alphas, weight, 4.3, prediction_type, seed=1, noise_stream=2
+    )  # fmt: skip
+    nfsd = ops.mixed_residual(
+        noisy, cond, uncond, None, alphas, weight, ops.nfsd_mixture(early, 4.3), prediction_type
+    )
+    noise = column(weight, noisy) * ops.philox_normal(noisy.shape, 1, 2).double()
+    assert relative_l2(sds.double() + noise, nfsd) < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_predictions_that_nearly_agree_leave_their_difference_exact(prediction_type):
+    noisy, uncond, _, alphas, _ = random_inputs(4)
+    cond, negative = (uncond + 1e-3 * random_inputs(4, seed=seed)[0] for seed in (1, 2))
+    mixture, weight = ops.nfsd_mixture(torch.full((4,), 600), 4.3), torch.ones(4)
+    grad = ops.mixed_residual(noisy, cond, uncond, negative, alphas, weight, mixture, prediction_type)
+    of_cond, of_null, of_negative = noises_oracle(noisy, (cond, uncond, negative), alphas, prediction_type)
+    assert relative_l2(grad, 4.3 * (of_cond - of_null) + of_null - of_negative) < 1e-6
+
+
+def test_epsilon_predictions_need_no_noisy_latents():
+    noisy, cond, uncond, alphas, _ = random_inputs(3)
+    arguments = (cond, uncond, cond, alphas, torch.ones(3), torch.randn(3, 3), "epsilon")
+    expected = ops.mixed_residual(noisy, *arguments)
+    assert torch.equal(ops.mixed_residual(torch.full_like(noisy, math.nan), *arguments), expected)
+
+
+# ---- the scaled clean guess
+# -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("clip", [None, (-1.0, 0.7)])
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_clean_scale_multiplies_the_clean_guess_before_the_clip(prediction_type, dtype, clip, guided):
+    noisy, cond, uncond, alphas, prev = random_inputs(6, dtype=dtype)
+    uncond = uncond if guided else None
+    factors, weight = torch.linspace(0.2, 1.5, 6), torch.linspace(-1, 2, 6)
+    noise, clean = guess_oracle(noisy, cond, uncond, alphas, 7.5, prediction_type, clip, factors)
+    sigma, b = column(sigma_oracle(alphas, prev, 1.0), clean), column(prev, clean)
+    mean = b.sqrt() * clean + (1 - b - sigma**2).sqrt() * noise
+    step = ops.denoise_action(
+        noisy, cond, uncond, alphas, prev, 7.5, prediction_type, clip=clip, clean_scale=factors
+    )
+    assert relative_l2(step.clean, clean) < 1e-5
+    assert relative_l2(step.guided_noise, noise) < 1e-5
+    assert relative_l2(step.mean, mean) < 1e-5
+    grad = ops.score_residual(
+        noisy, cond, uncond, alphas, weight, 7.5, prediction_type, clip,
+        seed=21, noise_stream=22, actions=3, clean_scale=factors,
+    )  # fmt: skip
+    terms = column(weight, noise) * (noise - ops.philox_normal(noisy.shape, 21, 22).double())
+    assert relative_l2(grad, terms.reshape(2, 3, *SHAPE).sum(1)) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_clean_scale_of_one_changes_no_bit_of_a_clipped_guess(prediction_type):
+    noisy, cond, uncond, alphas, prev = random_inputs(3)
+    arguments = (noisy, cond, uncond, alphas, prev, 7.5, prediction_type, 1.0, (-1.0, 1.0))
+    plain, scaled = (ops.denoise_action(*arguments, clean_scale=s) for s in (None, torch.ones(3)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+
+
+def test_guidance_rescale_equals_its_formula():
+    cond, guided = random_inputs(4)[0], 3 * random_inputs(4, dtype=torch.bfloat16)[1] + 0.5
+    of_cond, of_guided = (guess.double().flatten(1).std(1) for guess in (cond, guided))
+    for rescale in (0.0, 0.5, 1.0):
+        factor = ops.guidance_rescale(cond, guided, rescale)
+        assert factor.dtype == torch.float32
+        assert relative_l2(factor, rescale * of_cond / of_guided + 1 - rescale) < 1e-6
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_full_rescale_gives_the_guided_guess_the_deviation_of_the_conditional_one(prediction_type):
+    noisy, cond, uncond, alphas, prev = random_inputs(4)
+
+    def clean(unconditional, clean_scale=None):
+        return ops.denoise_action(
+            noisy, cond, unconditional, alphas, prev, 20.0, prediction_type, clean_scale=clean_scale
+        ).clean
+
+    factor = ops.guidance_rescale(clean(None), clean(uncond), 1.0)
+    assert factor.max() < 0.5
+    deviations = [guess.flatten(1).std(1) for guess in (clean(uncond, factor), clean(None))]
+    torch.testing.assert_close(*deviations)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 50)])
+def test_a_constant_guess_is_not_rescaled(shape):
+    constant = torch.full(shape, 0.1)
+    assert torch.equal(ops.guidance_rescale(torch.randn(shape), constant, 0.7), torch.ones(shape[0]))
+
+
 # ---- reproducibility and edges
 # -------------------------------------------------------------------------------------
 
@@ -314,6 +494,9 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads():
                         noisy, cond, uncond, alphas, weight, 5.0, "sample", (-1.0, 1.0),
                         seed=1, noise_stream=2, actions=4, action_weight=weight, action_stream=3,
                     ),
+                    ops.mixed_residual(
+                        noisy, cond, uncond, noisy, alphas, weight, torch.ones(8, 3), "v_prediction", 4
+                    ),
                 ]
             )  # fmt: skip
     finally:
@@ -329,7 +512,10 @@ def test_empty_and_scalar_latents_are_no_special_case(shape):
     out = ops.denoise_action(noisy, noisy, noisy, alphas, alphas + 0.2, 5.0, "epsilon")
     assert out.clean.shape == shape
     assert out.log_prob.shape == (items,)
-    grad = ops.score_residual(noisy, noisy, None, alphas, alphas, 1.0, "epsilon")
+    grad = ops.score_residual(noisy, noisy, None, alphas, alphas, 1.0, "epsilon", clean_scale=alphas)
+    assert grad.shape == shape
+    mixture = ops.csd_mixture(items)
+    grad = ops.mixed_residual(noisy, noisy, noisy, noisy, alphas, alphas, mixture, "sample")
     assert grad.shape == shape
 
 
@@ -373,6 +559,16 @@ CALLS = {
         ops.score_residual,
         GOOD | {"residual_weight": torch.ones(4), "action_weight": torch.ones(4), "action_stream": 1},
     ),
+    "mixed": (
+        ops.mixed_residual,
+        {name: value for name, value in GOOD.items() if name != "guidance_scale"}
+        | {"pred_negative": None, "residual_weight": torch.ones(4), "mixture": ops.csd_mixture(4)},
+    ),
+    "nfsd": (ops.nfsd_mixture, {"timesteps": torch.arange(4), "guidance_scale": 2.0}),
+    "rescale": (
+        ops.guidance_rescale,
+        {"clean_cond": torch.zeros(4, 2), "clean_guided": torch.zeros(4, 2), "rescale": 0.5},
+    ),
 }
 
 
@@ -414,6 +610,23 @@ CALLS = {
         ("denoise", "prev_alphas_cumprod", torch.full((4,), 0.4), ValueError, "from alphas_cumprod to 1"),
         ("residual", "actions", 3, ValueError, "expected a divisor of the 4 items of noisy, got 3"),
         ("residual", "residual_weight", torch.ones(2), ValueError, r"expected shape \(4,\), got \(2,\)"),
+        ("denoise", "clean_scale", torch.ones(3), ValueError, r"expected shape \(4,\), got \(3,\)"),
+        ("residual", "clean_scale", 0.5, TypeError, "expected a torch tensor, got float"),
+        ("residual", "clean_scale", torch.ones(4).half(), TypeError, "expected float32, got torch.float16"),
+        ("mixed", "pred_negative", torch.zeros(4, 3), ValueError, r"the shape \(4, 2\) of noisy"),
+        ("mixed", "pred_uncond", None, TypeError, "expected a torch tensor, got NoneType"),
+        ("mixed", "alphas_cumprod", torch.zeros(4), ValueError, r"expected values in \(0, 1\]"),
+        ("mixed", "residual_weight", torch.ones(4, 1), ValueError, r"expected shape \(4,\), got \(4, 1\)"),
+        ("mixed", "mixture", torch.ones(4, 2), ValueError, r"expected shape \(4, 3\), got \(4, 2\)"),
+        ("mixed", "mixture", torch.ones(4, 3).double(), TypeError, "expected float32, got torch.float64"),
+        ("mixed", "mixture", torch.ones(4, 3), ValueError, "expected 0 .* of the absent pred_negative"),
+        ("mixed", "prediction_type", "v", ValueError, "expected epsilon, .*got 'v'"),
+        ("mixed", "actions", 3, ValueError, "expected a divisor of the 4 items of noisy, got 3"),
+        ("nfsd", "timesteps", 500, TypeError, "expected a torch tensor, got int"),
+        ("nfsd", "timesteps", torch.ones(2, 2), ValueError, r"expected shape \[B\], got \[2, 2\]"),
+        ("nfsd", "guidance_scale", math.inf, ValueError, "expected a finite number, got inf"),
+        ("rescale", "rescale", 1.5, ValueError, "expected a number from 0 to 1, got 1.5"),
+        ("rescale", "clean_cond", torch.zeros(4, 3), ValueError, r"the shape \(4, 2\) of clean_guided"),
         ("policy", "action_stream", None, ValueError, "beside action_weight, got None"),
         ("policy", "action_stream", 0, ValueError, "expected another stream than noise_stream"),
     ],

@@ -8,10 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.kernels import add_noise, build_info, denoise_action, philox_normal, score_residual
+from ddpo3d_fast.kernels import (
+    add_noise,
+    build_info,
+    csd_mixture,
+    denoise_action,
+    guidance_rescale,
+    mixed_residual,
+    nfsd_mixture,
+    philox_normal,
+    score_residual,
+)
 from ddpo3d_fast.kernels.adam import AdamGroup, adam_groups
 
-from .diffusion_cases import CASES, run_adam, run_diffusion
+from .diffusion_cases import CASES, run_adam, run_diffusion, run_with_one_unaligned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +50,12 @@ def test_a_gpu_computes_what_the_cpu_computes(name: str) -> None:
     torch.testing.assert_close(got["normal"], expected["normal"], rtol=1e-6, atol=1e-6)
     for output in got:
         assert relative_l2(got[output], expected[output]) <= 1e-5, output
+
+
+def test_one_unaligned_input_among_aligned_ones_is_read_too() -> None:
+    first, *others = run_with_one_unaligned("cuda")
+    assert relative_l2(first, run_with_one_unaligned()[0]) <= 1e-5
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_adam_on_a_gpu_computes_what_it_computes_on_the_cpu() -> None:
@@ -71,6 +87,11 @@ def test_nothing_waits_for_the_gpu(no_waiting: None) -> None:
     add_noise(x[:2], alphas, 1, 2, 2, number)
     denoise_action(x, x, x, alphas, prev, 2.0, "epsilon", stream_offset=number)
     score_residual(x, x, x, alphas, weight, 2.0, "epsilon", actions=2, stream_offset=number)
+    factors = guidance_rescale(x, x, 0.5)
+    score_residual(x, x, x, alphas, weight, 2.0, "epsilon", clean_scale=factors)
+    timesteps = torch.arange(4, device="cuda")
+    mixed_residual(x, x, x, x, alphas, weight, nfsd_mixture(timesteps, 7.5), "sample", actions=2)
+    mixed_residual(x, x, x, None, alphas, weight, csd_mixture(4, "cuda"), "epsilon")
     group = AdamGroup(*torch.zeros(4, 10, 3, device="cuda"), lr=weight[0])
     adam_groups(
         [group, group._replace(lr=torch.ones(10, device="cuda"))], number, 0.9, 0.99, 1e-8, scale, flag

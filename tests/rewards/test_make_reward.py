@@ -34,11 +34,12 @@ def user_module(tmp_path, monkeypatch):
     (tmp_path / "user_rewards.py").write_text(textwrap.dedent(source))
     (tmp_path / "user_syntax.py").write_text("def f(:")
     (tmp_path / "user_needs.py").write_text("import no_such_package_at_all")
+    (tmp_path / "clip.py").write_text("def score(images, prompts): return images.mean((1, 2, 3))")
     monkeypatch.chdir(tmp_path)
     yield
     import sys
 
-    for name in ("user_rewards", "user_syntax", "user_needs"):
+    for name in ("user_rewards", "user_syntax", "user_needs", "clip"):
         sys.modules.pop(name, None)
 
 
@@ -104,6 +105,13 @@ def test_a_single_weight_scales(images):
         ([], "expected at least one"),
         ([""], "expected `embedded` or module:function of your own, got ''"),
         (["aesthetics"], "--reward: expected `embedded` or module:function of your own, got 'aesthetics'"),
+        (
+            ["aesthetics"],
+            "none of aesthetic, aesthetic-v1, clip, hps, pickscore either; did you mean aesthetic?",
+        ),
+        (["clip@"], "expected `embedded` or module:function of your own, got 'clip@'"),
+        (["aestetic@/a/folder"], "got 'aestetic@/a/folder', which is none of .* did you mean aesthetic?"),
+        (["beauty@module:function"], "no module 'beauty@module'"),
         (["=2"], "expected `embedded` or module:function of your own, got ''"),
         (["user_rewards:"], "expected `embedded` or module:function of your own, got 'user_rewards:'"),
         ([":redness"], "expected `embedded` or module:function of your own, got ':redness'"),
@@ -138,3 +146,34 @@ def test_scores_that_turn_nan_during_a_run_are_an_input_error(images):
     reward = make_reward(["user_rewards:redness"])
     with pytest.raises(InputError, match="expected finite scores"):
         reward.score(images * torch.nan, PROMPTS)
+
+
+def test_a_function_in_a_module_that_is_called_like_a_reward_is_the_users(images):
+    reward = make_reward(["clip:score=1"])
+    assert reward.name == "clip:score"
+    torch.testing.assert_close(reward.score(images, PROMPTS), images.mean((1, 2, 3)))
+
+
+def test_rewards_on_clip_add_up_with_others(images, clip_folder, monkeypatch):
+    folder = clip_folder("vit")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    reward = make_reward([f"clip@~/{folder.name}=0.3", "embedded", "user_rewards:steps=2"], runtime="torch")
+    assert reward.name == f"0.3 clip@{folder} + 1 embedded + 2 user_rewards:steps"
+    parts = [make_reward([name]) for name in ("embedded", "user_rewards:steps")]
+    clip = make_reward([f"clip@{folder}"], runtime="torch")
+    others, steps = (part.score(images, PROMPTS) for part in parts)
+    scores, gradient = reward.score_vjp(images, PROMPTS)
+    torch.testing.assert_close(scores, 0.3 * clip.score(images, PROMPTS) + others + 2 * steps)
+    expected = 0.3 * clip.score_vjp(images, PROMPTS)[1] + parts[0].score_vjp(images, PROMPTS)[1]
+    torch.testing.assert_close(gradient, expected)
+    assert not reward.capturable  # the user's function is looked at
+    assert make_reward([f"clip@{folder}", "embedded"], runtime="torch").capturable
+
+
+def test_rewards_on_clip_need_open_clip(monkeypatch):
+    """None in sys.modules is what an import finds of a package that is not installed."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(InputError, match=r"--reward: clip: needs open_clip_torch .*ddpo3d-fast\[generate\]"):
+        make_reward(["clip"])

@@ -1,11 +1,11 @@
-"""What lies outside the scene's own silhouettes is found, what lies inside is left alone."""
+"""What is haze is found, what is the object is left alone."""
 
 import math
 
 import pytest
 import torch
 
-from ddpo3d_fast.scene import Gaussians, outside_hull, relocate
+from ddpo3d_fast.scene import Gaussians, outside_hull, relocate, unsupported
 
 
 def scene(centers: torch.Tensor, opacity: float = 0.9, scale: float = 0.05) -> Gaussians:
@@ -66,3 +66,59 @@ def test_relocation_moves_what_is_outside_onto_what_is_inside(ball):
 def test_a_threshold_out_of_range_is_refused(ball):
     with pytest.raises(ValueError, match=r"threshold: expected a number from 0 to 1, got 1\.5"):
         outside_hull(scene(ball), 1.5)
+
+
+def clump(center: tuple[float, float, float], count: int) -> torch.Tensor:
+    return torch.tensor(center) + 0.03 * torch.randn(count, 3, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_clump_of_faint_ones_that_covers_what_is_behind_it_is_found(ball):
+    """What `outside_hull` cannot see: together they are opaque, each is faint."""
+    both = scene(torch.cat([ball, clump((0.0, 0.9, 0.0), 400)]), scale=0.04)
+    both.logit_opacities[-400:] = math.log(0.05 / 0.95)
+    assert outside_hull(both)[-400:].double().mean() < 0.5
+    alone = unsupported(both)
+    assert alone[-400:].all()
+    assert not alone[:-400].any()
+
+
+def test_faint_ones_on_the_object_and_strong_parts_apart_from_it_stay(ball):
+    both = scene(torch.cat([ball, clump((0.0, 0.9, 0.0), 20)]))  # an antenna's tip
+    both.logit_opacities[:2000] = math.log(0.05 / 0.95)  # shading and rim
+    assert not unsupported(both).any()
+
+
+@pytest.mark.parametrize("opacity", [0.03, 0.0799, 0.0801, 0.0999, 0.1001])
+@pytest.mark.parametrize("distance", [0.119, 0.121])
+def test_faint_strong_and_near_are_what_they_say(opacity, distance):
+    """The one at the origin is of the opacity, its neighbour is strong."""
+    pair = scene(torch.tensor([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]]), opacity=0.5)
+    pair.logit_opacities[0] = math.log(opacity / (1 - opacity))
+    assert unsupported(pair).tolist() == [opacity < 0.08 and distance > 0.12, False]
+    pair.logit_opacities[1] = math.log(0.05 / 0.95)
+    assert unsupported(pair).tolist() == [opacity < 0.08, opacity < 0.1 or distance > 0.12]
+
+
+def test_more_faint_ones_than_one_part_of_the_distances_are_all_found():
+    both = scene(torch.cat([clump((0.0, 0.0, 0.0), 5), clump((0.9, 0.0, 0.0), 2500)]))
+    both.logit_opacities[5:] = -3.0
+    assert unsupported(both).tolist() == [False] * 5 + [True] * 2500
+
+
+def test_nothing_is_supported_where_nothing_is_strong():
+    assert unsupported(scene(torch.zeros(0, 3))).shape == (0,)
+    assert unsupported(scene(torch.zeros(3, 3), opacity=0.01)).all()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "message"),
+    [
+        ("faint", 1.5, r"faint: expected an opacity from 0 to 1, got 1\.5"),
+        ("strong", -0.1, r"strong: expected an opacity from 0 to 1, got -0\.1"),
+        ("reach", -1.0, r"reach: expected 0 or more, got -1\.0"),
+        ("reach", math.nan, "reach: expected 0 or more, got nan"),
+    ],
+)
+def test_support_out_of_range_is_refused(ball, keyword, value, message):
+    with pytest.raises(ValueError, match=message):
+        unsupported(scene(ball), **{keyword: value})

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernels.diffusion_cases import CASES, Case, placed, run_adam, run_diffusion
+from kernels.diffusion_cases import CASES, Case, placed, run_adam, run_diffusion, run_with_one_unaligned
 
 # The CPU backend's own tests: each runs here again, through the emulated kernels.
 from kernels.test_adam import (  # noqa: F401
@@ -19,15 +19,25 @@ from kernels.test_adam import (  # noqa: F401
     test_zero_gradients_from_the_start_move_nothing,
 )
 from kernels.test_diffusion import (  # noqa: F401
+    test_a_clean_scale_multiplies_the_clean_guess_before_the_clip,
+    test_a_clean_scale_of_one_changes_no_bit_of_a_clipped_guess,
     test_add_noise_equals_the_oracle,
+    test_csd_is_the_derivative_of_sds_in_the_guidance_scale,
     test_denoise_action_equals_the_oracle,
     test_empty_and_scalar_latents_are_no_special_case,
+    test_epsilon_predictions_need_no_noisy_latents,
     test_every_float16_value_is_read_exactly,
+    test_full_rescale_gives_the_guided_guess_the_deviation_of_the_conditional_one,
+    test_mixed_residual_equals_the_oracle,
+    test_nfsd_at_small_timesteps_is_sds_without_its_noise,
+    test_nfsd_is_the_papers_residual_with_its_choice_by_item,
+    test_nfsd_with_an_empty_negative_prompt_is_csd_times_the_scale,
     test_noise_is_box_muller_of_the_counter_words,
     test_noncontiguous_latents_are_read_in_their_own_order,
     test_noninfected_items_survive_a_nan_prediction,
     test_only_the_wanted_outputs_are_made_and_they_do_not_change,
     test_policy_gradient_equals_autograd_of_the_log_probability_without_the_unet,
+    test_predictions_that_nearly_agree_leave_their_difference_exact,
     test_score_residual_equals_the_oracle,
     test_shorter_noise_is_a_prefix_of_longer_noise,
     test_the_true_noise_as_prediction_gives_the_clean_latents_back,
@@ -35,7 +45,15 @@ from kernels.test_diffusion import (  # noqa: F401
 )
 from torch import Tensor
 
-from ddpo3d_fast.kernels import _backend, add_noise, denoise_action, philox_normal, score_residual
+from ddpo3d_fast.kernels import (
+    _backend,
+    add_noise,
+    csd_mixture,
+    denoise_action,
+    mixed_residual,
+    philox_normal,
+    score_residual,
+)
 from ddpo3d_fast.kernels.adam import AdamGroup, adam, adam_groups
 
 from .build import build, load, product_sources, run_sanitized
@@ -102,13 +120,14 @@ def test_no_result_of_adam_depends_on_the_order_of_threads_or_blocks(simt: Modul
 def test_no_access_is_out_of_bounds() -> None:
     build(product_sources(), "sanitized")  # here, so that no compiler runs against the script's time limit
     result = run_sanitized(
-        "from kernels.diffusion_cases import CASES, run_adam, run_diffusion\n"
+        "from kernels.diffusion_cases import CASES, run_adam, run_diffusion, run_with_one_unaligned\n"
         "from simt.build import load\n"
         "from ddpo3d_fast.kernels import _backend\n"
         "module = load('sanitized')\n"
         "_backend.uses_cuda, _backend.backend = lambda *_: True, lambda _: module\n"
         "for case in CASES.values():\n"
         "    run_diffusion(case)\n"
+        "run_with_one_unaligned()\n"
         "run_adam()\n"
         "print('clean', len(module.counters()['launches']))\n"
     )
@@ -140,6 +159,8 @@ def test_every_op_is_one_launch_and_a_log_probability_one_more(simt: ModuleType)
     assert launches_of(simt, lambda: philox_normal((5000,), 1, 2)) == ["philox_normal"]
     assert launches_of(simt, lambda: add_noise(x[:2], alphas, 1, 2, actions=3)) == ["add_noise"]
     assert launches_of(simt, residual) == ["score_residual"]
+    mixed = (x, x, x, x, alphas, weight, csd_mixture(6), "sample")
+    assert launches_of(simt, lambda: mixed_residual(*mixed, actions=3)) == ["mixed_residual"]
     assert launches_of(simt, lambda: denoise("guided_noise", "clean", "mean", "action")) == ["denoise_action"]
     assert launches_of(simt, lambda: denoise("action", "log_prob")) == ["denoise_action", "log_prob"]
     assert launches_of(simt, lambda: denoise("log_prob")) == ["denoise_action", "log_prob"]
@@ -236,6 +257,22 @@ def test_values_out_of_range_give_what_the_formulas_give_and_no_error(simt: Modu
     torch.testing.assert_close(out[5], 0.5**0.5 * (x + noise)[5])
 
 
+def test_the_coefficient_of_an_absent_prediction_counts_as_zero(simt: ModuleType) -> None:
+    """Python refuses it on the CPU only: to know it on a GPU would be a wait."""
+    x, y, alphas, weight = torch.randn(2, 8), torch.randn(2, 8), torch.full((2,), 0.5), torch.ones(2)
+    mixture = csd_mixture(2)
+    expected = mixed_residual(x, x, y, None, alphas, weight, mixture, "sample")
+    mixture[:, 2] = 5
+    out = torch.full((2, 8), torch.nan)
+    tensors = (x.data_ptr(), 0, x.data_ptr(), 0, y.data_ptr(), 0, 0, 0)
+    numbers = (alphas.data_ptr(), weight.data_ptr(), mixture.data_ptr(), 2, 2, 1, 8, out.data_ptr())
+    simt.mixed_residual_cuda(simt.MixedResidual(*tensors, *numbers), 0)
+    assert torch.equal(out, expected)
+    out.fill_(torch.nan)
+    _backend._C.mixed_residual(_backend._C.MixedResidual(*tensors, *numbers))
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 1023, 1027])
 def test_nothing_beside_the_output_is_written(simt: ModuleType, count: int) -> None:
     for shift in (0, 1):
@@ -244,6 +281,11 @@ def test_nothing_beside_the_output_is_written(simt: ModuleType, count: int) -> N
         assert torch.equal(memory[shift : shift + count], philox_normal((count,), 1, 2))
         assert (memory[:shift] == -7).all()
         assert (memory[shift + count :] == -7).all()
+
+
+def test_one_unaligned_input_among_aligned_ones_is_read_too() -> None:
+    first, *others = run_with_one_unaligned()
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_unaligned_views_are_read_and_updated_in_place() -> None:

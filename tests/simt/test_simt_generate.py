@@ -46,7 +46,7 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     draft = settings.preset("draft", "a red ball")
     # Round Gaussians have no gradient of rotation but rounding, which Adam would scale up to whole steps.
     scene = {"gaussians": 100, "relocate_every": 2, "carve_from": 0.0, "quats_rate": 0.0}
-    schedule = {"steps": STEPS, "noises": 4, "max_timestep": 0.6, "resolution_factors": (1, 2)}
+    schedule = {"steps": STEPS, "noises": 4, "max_timestep": 0.6, "render_scales": (1.0, 2.0)}
     config = dataclasses.replace(
         draft,
         device="cpu",
@@ -54,9 +54,13 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
         scene=dataclasses.replace(draft.scene, **scene),
     )
 
-    def steps(name: str, emulated: bool, wishes: str = "noise") -> State:
+    def steps(name: str, emulated: bool, wishes: str = "noise", **changes: Any) -> State:
+        """`changes` are of the schedule."""
         reward = dataclasses.replace(draft.reward, **WISHES[wishes])
-        folder = RunFolder.create(dataclasses.replace(config, output=tmp_path / name, reward=reward))
+        changed = dataclasses.replace(config.schedule, **changes)
+        folder = RunFolder.create(
+            dataclasses.replace(config, output=tmp_path / name, reward=reward, schedule=changed)
+        )
         with pytest.MonkeyPatch.context() as patch:
             if emulated:
                 patch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
@@ -86,7 +90,7 @@ def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     update = Gaussians.update
 
     def counted(self: Gaussians, *arguments: Any, **options: Any) -> None:
-        updated.append(arguments[4])
+        updated.append(int(arguments[4]))
         update(self, *arguments, **options)
 
     monkeypatch.setattr(Gaussians, "update", counted)

@@ -38,6 +38,8 @@ struct Prediction {
   int type;                  // PredictionType of maths/diffusion.h
   bool clip;                 // clip the clean guess and derive the guided noise from it
   float clip_low, clip_high; // range of the clean guess
+  // [B] factor of the clean guess, before the clip; the guided noise is derived from the product. Null: 1
+  const float *clean_scale;
 };
 
 struct DenoiseActionParams {
@@ -60,10 +62,25 @@ struct ScoreResidualParams {
   float *grad;                 // [views, dims]
 };
 
+// A residual of up to three predictions, without noise.
+struct MixedResidualParams {
+  Input noisy;                  // [B, dims], null: type is epsilon, which does not need it
+  Input conditional;            // [B, dims]
+  Input unconditional;          // [B, dims]
+  Input negative;               // [B, dims], null: its coefficients count as 0
+  const float *alphas_cumprod;  // [B], in (0, 1]
+  const float *residual_weight; // [B]
+  const float *mixture;         // [B, 3] coefficients of the conditional, unconditional and negative noise
+  int type;                     // PredictionType of maths/diffusion.h
+  int64_t views, actions, dims;
+  float *grad; // [views, dims]
+};
+
 void philox_normal(const PhiloxNormalParams &params);
 void add_noise(const AddNoiseParams &params);
 void denoise_action(const DenoiseActionParams &params);
 void score_residual(const ScoreResidualParams &params);
+void mixed_residual(const MixedResidualParams &params);
 
 // ---- the same on a GPU
 // ------------------------------------------------------------------------------------------------
@@ -83,5 +100,6 @@ void denoise_action_cuda(const DenoiseActionParams &params, double *squares, con
 int64_t denoise_action_squares(int64_t items, int64_t dims); // how many doubles `squares` must hold
 
 void score_residual_cuda(const ScoreResidualParams &params, const uint64_t *stream_offset, void *cuda_stream);
+void mixed_residual_cuda(const MixedResidualParams &params, void *cuda_stream);
 
 } // namespace ddpo3d_fast

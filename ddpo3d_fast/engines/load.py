@@ -1,0 +1,276 @@
+"""Picks the runtime of a network, makes its engine, and takes it only if it computes the same."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.engines import tensorrt
+from ddpo3d_fast.engines.cache import find_or_build, fingerprint
+from ddpo3d_fast.engines.export import OPSET, export, missing_packages
+from ddpo3d_fast.engines.network import Network
+from ddpo3d_fast.engines.onnx import OnnxEngine
+from ddpo3d_fast.engines.torch import TorchEngine
+from ddpo3d_fast.errors import FallbackWarning, InputError, first_line, suggestion
+
+RUNTIMES = ("tensorrt", "onnxruntime", "torch")
+# Relative L2 from fp32 on the probe; a wrong graph is off by 1. Sums in another order differ by 1e-6. fp16
+# and bf16 were off by 2e-3 and 2e-2 at the most in small UNets, autoencoders and towers.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+# A ReLU's gradient jumps where rounding moves its input across 0: the error is the root of the rounding, and
+# was 5e-2 in fp16 and 1.1e-1 in bf16 for the tiny autoencoder.
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 4e-1}
+FORMAT = 1  # of the cache's entries: what the code here makes of a network
+
+Outputs = dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """A frozen network on some runtime."""
+
+    runtime: str  # for people: name, version, device
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Named contiguous tensors in, named new tensors out."""
+
+
+def load_engine(graph: Path) -> Engine:
+    """The network of an ONNX graph on ONNX Runtime, once it agrees with its probe.
+
+    The probe.npz beside it, if there is one, holds an input and the reference's output (`expected.NAME`) for
+    it. Raises InputError if the graph is missing, cannot be read or disagrees with its probe.
+    """
+    engine, probe = OnnxEngine(graph), graph.with_name("probe.npz")
+    if probe.is_file():
+        name, error = disagreement(engine, *_read_probe(probe))
+        if not error <= TOLERANCE[torch.float32]:
+            raise InputError(f"{probe}: {engine.runtime} gives another {name}, relative error {error:.1e}")
+    return engine
+
+
+def load_network(
+    network: Network,
+    device: torch.device | str = "cpu",
+    runtime: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Engine:
+    """A network on a runtime, which computes in `dtype` (None: fp16 on CUDA, fp32 on the CPU).
+
+    `runtime` is one of RUNTIMES or auto; see `choose_runtime`. Graphs and plans come from the cache, or are
+    built now and put there. An engine that disagrees with torch in fp32 on the network's example inputs gives
+    way to torch, and torch in a lower precision to fp32, with a FallbackWarning that names both; so does one
+    that `auto` chose and that cannot be built. Raises InputError for a runtime that is not there or cannot be
+    built, and for a network that disagrees with its own stored outputs.
+    """
+    device = torch.device(device)
+    chosen = choose_runtime(runtime, device, dtype)
+    rejected, reference = "", functools.cache(lambda: network.expected or _reference(network, device))
+    for name, kind in _candidates(chosen, device, dtype):
+        try:
+            engine, inputs, expected = _LOAD[name](network, device, kind, reference)
+            output, error = disagreement(engine, _on(inputs, device), expected)
+        except Exception as failure:  # whatever a runtime raises that cannot build or run a network
+            if name == "torch":
+                raise
+            reason = f"{network.name}: {name} cannot run it ({first_line(failure)})"
+            rejected = str(failure) if isinstance(failure, InputError) else reason
+            if runtime != "auto":
+                raise InputError(rejected) from failure
+            continue
+        if error <= (GRADIENT_TOLERANCE if network.gradient else TOLERANCE)[kind]:
+            if rejected:
+                warnings.warn(f"{rejected}; {engine.runtime} runs it instead", FallbackWarning, stacklevel=2)
+            return engine
+        rejected = f"{network.name}: {engine.runtime} gives another {output}, relative error {error:.1e}"
+    raise InputError(rejected)
+
+
+def choose_runtime(wanted: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """The runtime that a wish stands for on a device.
+
+    For `auto` that is TensorRT on CUDA, and ONNX Runtime on the CPU where fp32 is wanted, if they are there;
+    else torch.
+
+    Raises InputError for an unknown one, or one that is not to be had.
+    """
+    if wanted == "auto":
+        hoped = "onnxruntime" if device.type == "cpu" and dtype in (None, torch.float32) else "tensorrt"
+        return "torch" if unavailable(hoped, device) else hoped
+    if wanted not in RUNTIMES:
+        names = ", ".join(("auto", *RUNTIMES))
+        raise InputError(f"runtime: expected one of {names}, got {wanted!r}{suggestion(wanted, RUNTIMES)}")
+    if reason := unavailable(wanted, device):
+        raise InputError(f"runtime: expected one that is to be had, got {wanted}: {reason}")
+    return wanted
+
+
+def unavailable(runtime: str, device: torch.device) -> str | None:
+    """Why a runtime cannot be used on a device, in one line; None if it can."""
+    if runtime == "torch":
+        return None
+    home = {"onnxruntime": "cpu", "tensorrt": "cuda"}[runtime]
+    if device.type != home:
+        return f"runs on {home} alone, not on {device.type}"
+    if runtime == "tensorrt" and (reason := tensorrt.unavailable()):
+        return reason
+    if missing := missing_packages():
+        return f"needs {' and '.join(missing)} to export a graph: pip install {' '.join(missing)}"
+    return None
+
+
+def disagreement(engine: Engine, inputs: dict[str, Tensor], expected: Outputs) -> tuple[str, float]:
+    """The output that is farthest from what is expected, and its relative L2 distance; not a number counts as
+    infinitely far."""
+    got, worst = (engine(**inputs) if expected else {}), ("", 0.0)
+    for name, wanted in expected.items():
+        norm = wanted.cpu().norm().clamp_min(1e-30)  # of zeros, anything but zeros is far
+        error = float((got[name].cpu() - wanted.cpu()).norm() / norm)
+        worst = max(worst, (name, error if error < float("inf") else float("inf")), key=lambda one: one[1])
+    return worst
+
+
+def _candidates(
+    runtime: str, device: torch.device, dtype: torch.dtype | None
+) -> list[tuple[str, torch.dtype]]:
+    """What to try, in this order."""
+    kind = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    return list(dict.fromkeys([(runtime, kind), ("torch", kind), ("torch", torch.float32)]))
+
+
+def _reference(network: Network, device: torch.device) -> Outputs:
+    """What the network's module itself computes, in fp32."""
+    try:
+        engine, place = TorchEngine(network, device, torch.float32), device
+    except torch.OutOfMemoryError:  # twice what the run itself will take
+        engine, place = TorchEngine(network, "cpu", torch.float32), torch.device("cpu")
+    return {name: tensor.cpu() for name, tensor in engine(**_on(network.inputs, place)).items()}
+
+
+Loaded = tuple[Engine, dict[str, Tensor], Outputs]  # an engine; inputs of a probe and what to expect of it
+
+
+def _on_torch(
+    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+) -> Loaded:
+    exact = dtype == torch.float32 and not network.expected  # the reference itself
+    return TorchEngine(network, device, dtype), network.inputs, {} if exact else reference()
+
+
+def _on_onnxruntime(
+    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+) -> Loaded:
+    folder = _graph(network, dtype, reference)
+    return OnnxEngine(folder / "model.onnx"), *_read_probe(folder / "probe.npz")
+
+
+def _on_tensorrt(
+    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+) -> Loaded:
+    folder, bounds = _graph(network, dtype, reference), profiles(network)
+
+    def engine(plan: Path) -> Engine:
+        return tensorrt.TensorRTEngine(
+            folder / "model.onnx",
+            plan,
+            network.inputs,
+            network.outputs,
+            bounds,
+            device,
+        )
+
+    def build(entry: Path) -> dict[str, Any]:
+        return {"runtime": engine(entry / "model.plan").runtime, "probe": f"{folder.name}/probe.npz"}
+
+    key = {
+        "graph": folder.name,
+        "runtime": f"tensorrt {tensorrt.version()}",
+        "device": torch.cuda.get_device_name(device),
+        "dtype": str(dtype),
+        "profiles": bounds,
+    }
+    entry = find_or_build(f"{network.name}-tensorrt", key, build)
+    return engine(entry / "model.plan"), *_read_probe(folder / "probe.npz")
+
+
+_LOAD: dict[str, Callable[..., Loaded]] = {
+    "tensorrt": _on_tensorrt,
+    "onnxruntime": _on_onnxruntime,
+    "torch": _on_torch,
+}
+
+
+def profiles(network: Network) -> list[tensorrt.Profile]:
+    """Smallest, most frequent and largest shape of every input, one profile after the other.
+
+    Where the network names the `shapes` of its calls there is one for each, for batches up to that, and one
+    for the examples, which the probe has, if none of those holds them. Else there is one: for batches up to
+    32 and those of four examples, and for other dynamic axes from half to twice the example's.
+    """
+
+    def profile(shapes: dict[str, tuple[int, ...]], fixed: bool) -> tensorrt.Profile:
+        made = {}
+        for name, shape in shapes.items():
+            low, high = list(shape), list(shape)
+            for axis in network.dynamic.get(name, ()):
+                if axis == 0:
+                    low[0], high[0] = 1, shape[0] if fixed else max(4 * shape[0], 32)
+                elif not fixed:
+                    low[axis], high[axis] = max(shape[axis] // 2, 1), 2 * shape[axis]
+            made[name] = (tuple(low), shape, tuple(high))
+        return made
+
+    examples = {name: tuple(tensor.shape) for name, tensor in network.inputs.items()}
+    if not network.shapes:
+        return [profile(examples, fixed=False)]
+    made = [profile(shapes, fixed=True) for shapes in network.shapes]
+    held = any(
+        all(
+            low <= size <= high
+            for name, shape in examples.items()
+            for low, size, high in zip(one[name][0], shape, one[name][2], strict=True)
+        )
+        for one in made
+    )
+    return made if held else [*made, profile(examples, fixed=True)]
+
+
+def _graph(network: Network, dtype: torch.dtype, reference: Callable[[], Outputs]) -> Path:
+    """The folder of the network's ONNX graph in a dtype, with its probe; from the cache, or exported now."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        export(network, folder / "model.onnx", dtype)
+        expected = {f"expected.{name}": tensor for name, tensor in reference().items()}
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in (network.inputs | expected).items()}
+        np.savez(folder / "probe.npz", **arrays)  # type: ignore[arg-type]  # numpy takes the names as options
+        return {"runtime": "ONNX graph", "probe": "probe.npz"}
+
+    exporters = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
+    key = fingerprint(network) | {
+        "dtype": str(dtype),
+        "opset": OPSET,
+        "exporters": exporters,
+        "format": FORMAT,
+    }
+    return find_or_build(f"{network.name}-onnx", key, build)
+
+
+def _read_probe(path: Path) -> tuple[dict[str, Tensor], Outputs]:
+    """Inputs, and the reference's outputs for them."""
+    with np.load(path) as stored:
+        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    expected = {
+        name.removeprefix("expected."): t for name, t in arrays.items() if name.startswith("expected.")
+    }
+    return {name: t for name, t in arrays.items() if not name.startswith("expected.")}, expected
+
+
+def _on(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -1,0 +1,82 @@
+"""A step as a CUDA graph: captured once, replayed with other numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.errors import first_line
+
+Tensors = dict[str, Tensor]
+Function = Callable[[Tensors], Tensors]
+
+
+def capture(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+    """Records what `function` launches on the current CUDA device, without running it.
+
+    Returns what launches it all again, and the tensors that then hold the results.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+    return graph.replay, outputs
+
+
+@dataclass
+class _Step:
+    """What belongs to one key: where the graph reads, and the graph once there is one."""
+
+    inputs: Tensors
+    replay: Callable[[], None] | None = None
+    outputs: Tensors | None = None
+
+
+class StepGraphs:
+    """Calls functions of tensors; on a GPU, from the second call with a key on, by replaying its graph.
+
+    The function must not wait for the device, nor copy from the host or to it, and find everything that
+    changes from call to call in its inputs or change it in place; what it reads besides is what it was at the
+    capture. The first call is an ordinary one: libraries set themselves up then, which no graph could hold.
+    A function that cannot be captured after all is called as it is, with one warning that says why.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+        self.device, self.enabled = device, enabled
+        self._steps: dict[Hashable, _Step] = {}
+
+    def __call__(self, key: Hashable, function: Function, inputs: Tensors) -> Tensors:
+        """The function's results for `inputs`, which may lie on the CPU; with one key always of the same
+        shapes. They are overwritten by the next call with this key."""
+        if not self.enabled:
+            return function(self._placed(inputs))
+        step = self._steps.get(key)
+        if step is None:
+            self._steps[key] = step = _Step(self._placed(inputs))
+            return function(step.inputs)
+        for name, tensor in inputs.items():
+            step.inputs[name].copy_(tensor, non_blocking=True)
+        if step.replay is None:
+            try:
+                step.replay, step.outputs = capture(lambda: function(step.inputs))
+            except RuntimeError as error:
+                self.enabled = False
+                warnings.warn(
+                    f"the step cannot be captured as a CUDA graph ({first_line(error)}); running without",
+                    stacklevel=2,
+                )
+                return function(step.inputs)
+        assert step.outputs is not None
+        step.replay()
+        return step.outputs
+
+    def forget(self) -> None:
+        """Drops all graphs: what they read besides their inputs has changed."""
+        self._steps.clear()
+
+    def _placed(self, inputs: Tensors) -> Tensors:
+        """Copies of the inputs on the device, that nobody else writes to."""
+        return {name: tensor.to(self.device, non_blocking=True, copy=True) for name, tensor in inputs.items()}

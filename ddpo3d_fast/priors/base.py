@@ -1,0 +1,54 @@
+"""What the loop asks of a prior, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Codec(Protocol):
+    """Between pictures [V, 3, H, W] in [0, 1] and latents [V, C, h, w], float32, on the prior's device."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures."""
+
+    def encode_with_vjp(self, pictures: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Latents of pictures; and from a gradient with respect to them, to be called once at the most, the
+        one with respect to the pictures. No autograd graph leaves."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of latents, where the codec gives them outside [0, 1], too."""
+
+
+class Prior(Protocol):
+    """A frozen text-conditioned diffusion model. No method waits for the device or copies from it."""
+
+    device: torch.device
+    runtime: str  # for people: what runs it
+    codec: Codec
+    picture_size: int  # pixels of the pictures that it was trained on
+    alphas_cumprod: Tensor  # [T] float32, on the device
+    prediction_type: str  # epsilon, v_prediction or sample
+    clip: tuple[float, float] | None  # range of the latents, if they have one
+
+    def prompt(self, text: str, negative: str = "", three: bool = False) -> Any:
+        """What conditions a run: the prompt, held against nothing or the negative prompt; with `three`
+        against both, in this order. Raises InputError for words that the prior does not know."""
+
+    def conditions(self, prompt: Any, cameras: Tensor) -> dict[str, Tensor]:
+        """The prompt seen from V cameras: inputs of the UNet, each [G, V, ...], for the prompt and for what
+        it is held against; G = 2, or 3.
+
+        `cameras` float32 [V, 3], on the CPU: azimuth and elevation in radians, azimuth 0 being the front;
+        grey level of the background in [0, 1].
+        """
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Predictions [B, ...] for noisy latents [B, ...] at int64 timesteps [B], one for each of the G
+        conditions.
+
+        B = V K: action k of view v is item v K + k; `conditions` are those of the V views.
+        """

@@ -1,0 +1,78 @@
+"""What changes through a run: timesteps, rates, backgrounds, sizes; and pictures of views at other sizes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from ddpo3d_fast.config import Schedule
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors import Call
+
+
+def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
+    """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), plus jitter [V]."""
+    level = high + (low - high) * fraction + jitter
+    return (level.clamp(low, high) * (count - 1)).long()
+
+
+def rate_scale_at(fraction: float, final: float) -> float:
+    """What multiplies all learning rates: exponential decay from 1 to `final`."""
+    return max(final, 1e-8) ** fraction
+
+
+def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
+    """[V, 3]: half white, half a random grey, as the prior's training pictures."""
+    white, grey = torch.rand(2, views, generator=generator)
+    return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """[V, N, N, 3] rendered images to pictures [V, 3, size, size]: means over areas where `size` divides N,
+    bilinear otherwise, which `sizes_at` allows upwards only."""
+    pictures, rendered = images.permute(0, 3, 1, 2), images.shape[1]
+    if rendered % size == 0:
+        return avg_pool2d(pictures, rendered // size)
+    return interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
+    """Gradient [V, N, N, 3] with respect to images of `rendered` pixels a side from that with respect to
+    their pictures [V, 3, size, size]."""
+    size = grad.shape[-1]
+    if rendered % size == 0:
+        factor = rendered // size
+        spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
+    else:
+        shape = [*grad.shape[:2], rendered, rendered]
+        spread = torch.ops.aten.upsample_bilinear2d_backward(grad, [size, size], shape, False)
+    return spread.permute(0, 2, 3, 1).contiguous()
+
+
+def part_of_run(values: tuple[float, ...], fraction: float) -> float:
+    """The one of `values` whose equal part of the run `fraction` lies in."""
+    return values[int(fraction * len(values))]
+
+
+def sizes_at(schedule: Schedule, picture_size: int, fraction: float) -> tuple[int, int]:
+    """Pixels of a rendered view, and of the picture that the prior and the scorer see of it.
+
+    Raises InputError where they do not fit: pictures of whole multiples of 8 pixels, views that are whole
+    multiples of the picture or smaller than it.
+    """
+    rendered = round(picture_size * part_of_run(schedule.render_scales, fraction))
+    seen = round(picture_size * part_of_run(schedule.picture_scales, fraction))
+    if seen % 8 or seen < 8 or (rendered > seen and rendered % seen) or rendered < 1:
+        raise InputError(
+            f"--render-scales, --picture-scales: expected pictures of a multiple of 8 pixels and views that "
+            f"are smaller or a multiple of that, got {seen} and {rendered}"
+        )
+    return rendered, seen
+
+
+def calls_of(schedule: Schedule, groups: int) -> list[Call]:
+    """The shapes that the prior will be called with, for engines that are built for theirs; `groups` are its
+    predictions an item."""
+    scales = dict.fromkeys(schedule.picture_scales)
+    return [Call(schedule.views, schedule.noises, scale, groups) for scale in scales]

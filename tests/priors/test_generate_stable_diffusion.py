@@ -1,0 +1,100 @@
+"""The whole program on small Stable Diffusion folders: presets, the same asset every time, wrong input."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddpo3d_fast import generate as loop
+from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.cli import main
+from ddpo3d_fast.config import preset
+from ddpo3d_fast.run import RunFolder
+
+PRESETS = ("draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No turntable: that of other tests will do."""
+    monkeypatch.setattr(loop, "write_turntable", lambda path, frames: Path(path).write_bytes(b""))
+
+
+def run(folder, name, output, **changes):
+    """A few steps of a preset, over all of its sizes; the rows of its metrics."""
+    config = preset(name, "a red view", str(folder))
+    few = {
+        "schedule": dataclasses.replace(config.schedule, steps=10, views=2),
+        "scene": dataclasses.replace(config.scene, gaussians=200, relocate_every=4),
+        "distillation": dataclasses.replace(config.distillation, runtime="torch", **changes),
+        "reward": dataclasses.replace(config.reward, reward=("embedded",)),
+    }
+    config = dataclasses.replace(config, output=output, device="cpu", **few)
+    rows = []
+    loop.generate(config, RunFolder.create(config), rows.append)
+    return [row for row in rows if row["stage"] == "distill"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_an_asset(folders, tmp_path, name):
+    rows = run(folders["sd21"], name, tmp_path / "run")
+    assert len(rows) == 10
+    assert all(math.isfinite(row["loss"]) and row["loss"] > 0 for row in rows)
+    assert any("reward" in row for row in rows)
+    assert len(read_ply(tmp_path / "run" / "asset.ply").means) > 0
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_the_other_kinds_do_too_and_a_second_run_is_the_same_to_the_byte(folders, tmp_path, kind):
+    for name in ("first", "second"):
+        run(folders[kind], "thrifty", tmp_path / name)
+    assets = [(tmp_path / name / "asset.ply").read_bytes() for name in ("first", "second")]
+    assert assets[0] == assets[1]
+    run(folders[kind], "thrifty", tmp_path / "hard", interpolate_views=False)
+    assert (tmp_path / "hard" / "asset.ply").read_bytes() != assets[0]
+
+
+def test_the_command_line_names_folder_runtime_and_reward(folders, tmp_path, capsys):
+    words = f"--model {folders['sd15']} --preset draft --steps 2 --gaussians 50 --runtime torch --json"
+    words += f" --reward embedded=2 --output {tmp_path / 'run'} --device cpu"
+    assert main(["generate", "--prompt", "a red view", *words.split()]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (tmp_path / "run" / "asset.ply").is_file()
+    assert last["seconds"]["total"] > 0
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["provenance"]["engine"].startswith("torch ")
+    assert written["distillation"]["model"] == str(folders["sd15"])
+
+
+def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_none(folders, tmp_path, capsys):
+    words = ["generate", "--prompt", "a red view", "--model", str(folders["sd15"]), "--runtime", "torch"]
+    words += ["--output", str(tmp_path / "run"), "--steps", "1", "--gaussians", "50", "--quiet"]
+    assert main(words) == 2
+    assert "--reward: expected a scorer beside a folder of Stable Diffusion" in capsys.readouterr().err
+    assert main([*words, "--policy-weight", "0", "--guide-weight", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--preset nfsd --negative-prompt", "--negative-prompt: expected what to stay away from"),
+        ("--codec nowhere", "--codec: "),
+        ("--lora nowhere.safetensors", "nowhere.safetensors"),
+        ("--render-scales 1.5", "--render-scales, --picture-scales: expected pictures"),
+        ("--reward embedded --preset ultra", "--preset: expected one of draft, standard, high, csd, nfsd, "),
+    ],
+)
+def test_wrong_input_is_one_line(folders, tmp_path, capsys, words, message):
+    arguments = [*words.split(), ""] if words.endswith("-prompt") else words.split()
+    output = tmp_path / "run"
+    assert main(
+        ["generate", "--prompt", "a red view", "--model", str(folders["sd15"]), "--runtime", "torch",
+         "--reward", "embedded", "--output", str(output), *arguments]
+    ) == 2  # fmt: skip
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+    assert not output.exists()

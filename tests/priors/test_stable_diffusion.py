@@ -1,0 +1,683 @@
+"""Stable Diffusion folders: every number is diffusers' own, and every wrong folder is one line."""
+
+import copy
+import gc
+import json
+import pickle
+import shutil
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_stable_diffusion import make_pipeline, make_tiny_vae, make_unet, make_vae, save_pipeline
+
+from ddpo3d_fast.engines.libraries import library
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors import Call, EmbeddedPrior, StableDiffusionPrior, load_prior
+from ddpo3d_fast.priors import stable_diffusion as room
+from ddpo3d_fast.priors.embedded import FOLDER
+from ddpo3d_fast.priors.stable_diffusion import Prompt
+
+KINDS = ("sd15", "sd21", "sdxl")
+FRONT, SIDE, BACK = [0.0, 0.0, 1.0], [1.5708, 0.0, 0.5], [3.1416, 0.2, 0.0]
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def priors(folders):
+    return {kind: StableDiffusionPrior(folders[kind], runtime="torch") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def pipelines(folders):
+    """diffusers' own pipelines of the same folders."""
+    diffusers = library("diffusers", "a test")
+    diffusers.utils.logging.disable_progress_bar()
+    library("transformers.utils.logging", "a test").disable_progress_bar()
+    names = dict.fromkeys(KINDS, "StableDiffusionPipeline") | {"sdxl": "StableDiffusionXLPipeline"}
+    return {kind: getattr(diffusers, name).from_pretrained(folders[kind]) for kind, name in names.items()}
+
+
+@pytest.fixture
+def sd(folders, tmp_path):
+    """A copy of the SD 1.5 folder, to be changed."""
+    return shutil.copytree(folders["sd15"], tmp_path / "sd15")
+
+
+@pytest.fixture
+def xl(folders, tmp_path):
+    """A copy of the XL folder, to be changed."""
+    return shutil.copytree(folders["sdxl"], tmp_path / "sdxl")
+
+
+def on_torch(folder, **options):
+    return StableDiffusionPrior(folder, runtime="torch", **options)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def relative(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+def encode(pipeline, text, negative=None):
+    """What diffusers' pipeline gives its UNet for one text: for it, and for the negative one."""
+    with torch.no_grad():
+        if hasattr(pipeline, "text_encoder_2"):
+            tokens, away, pooled, pooled_away = pipeline.encode_prompt(
+                text, negative_prompt=negative, device="cpu"
+            )
+            return {"tokens": tokens, "pooled": pooled}, {"tokens": away, "pooled": pooled_away}
+        tokens, away = pipeline.encode_prompt(text, "cpu", 1, True, negative)
+    return {"tokens": tokens}, {"tokens": away}
+
+
+def guess(prior, size=8, text="a red view", seed=0):
+    """The two predictions of a prompt from the front."""
+    conditions = prior.conditions(prior.prompt(text), torch.tensor([FRONT]))
+    noisy = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    return torch.cat(prior.predict(noisy, torch.tensor([500]), conditions))
+
+
+def one_line(folder, **options):
+    with pytest.raises(InputError) as caught:
+        on_torch(folder, **options).prompt("a red view")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Text
+
+
+@pytest.mark.parametrize("negative", ["", "ugly"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_those_of_diffusers_pipeline(priors, pipelines, kind, negative):
+    prompt = priors[kind].prompt("a red view", negative)
+    for i, view in enumerate(("front", "side", "back", "overhead")):
+        wanted, away = encode(pipelines[kind], f"a red view, {view} view", negative or None)
+        for name in wanted:
+            assert relative(prompt.views[name][i], wanted[name][0]) < 1e-5
+            assert torch.allclose(prompt.others[name][0], away[name][0], atol=1e-5)
+    assert prompt.views.keys() == wanted.keys() == prompt.others.keys()
+
+
+def test_the_published_padding_counts(priors):
+    """SD 2.x and XL's second tokenizer pad with "!", SD 1.x with the end token: other embeddings."""
+    sd15, sd21 = (priors[kind].prompt("a red view").views["tokens"] for kind in ("sd15", "sd21"))
+    assert not torch.allclose(sd15[:, 70:], sd21[:, 70:], atol=1e-2)
+
+
+def test_xls_empty_prompt_is_zeros_only_where_the_folder_says_so(priors, xl, pipelines):
+    assert not bool(priors["sdxl"].prompt("a red view").others["pooled"].any())
+    edit(xl / "model_index.json", force_zeros_for_empty_prompt=False)
+    others = on_torch(xl).prompt("a red view").others
+    wanted, _ = encode(pipelines["sdxl"], "")
+    for name, tensor in wanted.items():
+        assert relative(others[name], tensor) < 1e-5
+
+
+def test_the_negative_prompt_has_no_view(priors):
+    prior = priors["sd15"]
+    away = prior.conditions(prior.prompt("a red view", "ugly"), torch.tensor([FRONT, BACK]))["tokens"][1]
+    assert torch.equal(away[0], away[1])
+
+
+def test_cameras_choose_and_mix_the_embeddings(priors, folders):
+    prior = priors["sdxl"]
+    prompt = prior.prompt("a red view")
+    cameras = torch.tensor([FRONT, [0.7854, 0.0, 1.0], BACK, [0.7, 1.3, 0.0]])
+    front, side, back, overhead = prompt.views["pooled"]
+    seen = prior.conditions(prompt, cameras)
+    assert seen["tokens"].shape == (2, 4, 77, 64)
+    assert torch.allclose(
+        seen["pooled"][0], torch.stack([front, (front + side) / 2, back, overhead]), atol=1e-4
+    )
+    hard = on_torch(folders["sdxl"], interpolate_views=False)
+    cameras = torch.tensor([[0.78, 0.0, 1.0], [0.79, 0.0, 1.0]])
+    assert torch.equal(hard.conditions(prompt, cameras)["pooled"][0], torch.stack([front, side]))
+
+
+def test_three_conditions_are_the_prompt_nothing_and_the_negative_prompt(priors):
+    prior, cameras = priors["sd21"], torch.tensor([FRONT, SIDE])
+    three = prior.conditions(prior.prompt("a red view", "ugly", three=True), cameras)["tokens"]
+    against_nothing = prior.conditions(prior.prompt("a red view"), cameras)["tokens"]
+    against_negative = prior.conditions(prior.prompt("a red view", "ugly"), cameras)["tokens"]
+    assert torch.allclose(three, torch.cat([against_nothing, against_negative[1:]]), atol=1e-5)
+    noisy, timesteps = torch.randn(4, 4, 8, 8), torch.tensor([10, 200, 500, 900])
+    predictions = prior.predict(noisy, timesteps, {"tokens": three})
+    wanted, nothing = prior.predict(noisy, timesteps, {"tokens": against_nothing})
+    _, away = prior.predict(noisy, timesteps, {"tokens": against_negative})
+    for got, expected in zip(predictions, (wanted, nothing, away), strict=True):
+        assert relative(got, expected) < 1e-5
+    with pytest.raises(InputError, match="--negative-prompt: expected what to stay away from"):
+        prior.prompt("a red view", three=True)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_text_encoders_are_gone_once_the_prompt_is_encoded(priors, kind, monkeypatch):
+    transformers, alive = library("transformers", "a test"), []
+    for name in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        loader = getattr(transformers, name)
+
+        def remember(*args, original=loader.from_pretrained, **options):
+            loaded = original(*args, **options)
+            alive.append(weakref.ref(loaded[0]))
+            return loaded
+
+        monkeypatch.setattr(loader, "from_pretrained", remember)
+    gc.disable()  # gone at once, so that their memory is free for what comes
+    try:
+        prompt = priors[kind].prompt("a red view")
+    finally:
+        gc.enable()
+    assert len(alive) == {"sd15": 1, "sdxl": 2}[kind]
+    assert [reference() for reference in alive] == [None] * len(alive)
+    assert not prompt.views["tokens"].requires_grad
+
+
+def test_a_prompt_that_would_lose_its_view_is_refused(priors):
+    words = "red " * 80
+    with pytest.raises(
+        InputError, match=r"expected at most 77 tokens with the view's words, got \d+: shorten"
+    ):
+        priors["sd15"].prompt(words)
+    with pytest.raises(InputError, match="--negative-prompt: expected at most"):
+        priors["sdxl"].prompt("a red view", words)
+
+
+# The UNet
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 12)])
+def test_predictions_are_those_of_diffusers_unet(priors, pipelines, kind, height, width):
+    """Two views of three actions, at the trained size and at another, which XL is told in pixels."""
+    prior, pipeline = priors[kind], pipelines[kind]
+    noisy = torch.randn(6, 4, height, width, generator=torch.Generator().manual_seed(1))
+    timesteps = torch.tensor([0, 20, 300, 500, 980, 999])
+    conditions = prior.conditions(prior.prompt("a red view", "ugly"), torch.tensor([FRONT, SIDE]))
+    got = prior.predict(noisy, timesteps, conditions)
+    (front, away), (side, _) = (
+        encode(pipeline, f"a red view, {view} view", "ugly") for view in ("front", "side")
+    )
+    for prediction, texts in zip(got, ([front] * 3 + [side] * 3, [away] * 6), strict=True):
+        added = {}
+        if kind == "sdxl":
+            size = (8 * height, 8 * width)
+            ids = pipeline._get_add_time_ids(size, (0, 0), size, torch.float32, 24)
+            added = {
+                "text_embeds": torch.cat([text["pooled"] for text in texts]),
+                "time_ids": ids.repeat(6, 1),
+            }
+        with torch.no_grad():
+            expected = pipeline.unet(
+                noisy,
+                timesteps,
+                encoder_hidden_states=torch.cat([text["tokens"] for text in texts]),
+                added_cond_kwargs=added,
+            ).sample
+        assert relative(prediction, expected) < 1e-5
+
+
+def test_xl_is_told_another_size_at_another_resolution(priors, monkeypatch):
+    prior, told = priors["sdxl"], []
+    monkeypatch.setattr(
+        prior, "_unet", lambda **inputs: told.append(inputs["time_ids"]) or {"prediction": inputs["noisy"]}
+    )
+    conditions = prior.conditions(prior.prompt("a red view"), torch.tensor([FRONT]))
+    prior.predict(torch.randn(2, 4, 32, 48), torch.tensor([1, 2]), conditions)
+    assert told[0].tolist() == [[256, 384, 0, 0, 256, 384]] * 4
+
+
+def test_latents_follow_the_size_of_the_pictures(priors):
+    prior = priors["sd15"]
+    assert prior.picture_size == 64
+    latents, pull_back = prior.codec.encode_with_vjp(torch.rand(2, 3, 32, 32))
+    conditions = prior.conditions(prior.prompt("a red view"), torch.tensor([FRONT, BACK]))
+    wanted, away = prior.predict(latents, torch.tensor([300, 400]), conditions)
+    assert wanted.shape == away.shape == (2, 4, 4, 4)
+    assert pull_back(wanted - away).shape == (2, 3, 32, 32)
+
+
+def test_nothing_is_read_back_from_the_device(priors):
+    """On torch's meta device there is nothing to be read, and every attempt raises."""
+    prompt = priors["sdxl"].prompt("a red view", "ugly")
+    prior = copy.copy(priors["sdxl"])
+    prior.device = torch.device("meta")
+    prior._unet = lambda **inputs: {"prediction": inputs["noisy"]}
+    away = Prompt(*({k: v.to("meta") for k, v in part.items()} for part in (prompt.views, prompt.others)))
+    conditions = prior.conditions(away, torch.tensor([FRONT, SIDE]))
+    assert conditions["tokens"].device.type == "meta"
+    noisy, timesteps = (
+        torch.empty(4, 4, 8, 8, device="meta"),
+        torch.empty(4, dtype=torch.int64, device="meta"),
+    )
+    assert prior.predict(noisy, timesteps, conditions)[1].shape == (4, 4, 8, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_engines_are_told_what_to_be_built_for(folders, monkeypatch, kind):
+    """Examples that run, the axes that change, and the shapes of the calls to come."""
+    networks, load = [], room.load_network
+    monkeypatch.setattr(room, "load_network", lambda n, *args: networks.append(n) or load(n, *args))
+    calls = [Call(views=2, actions=3, scale=0.5), Call(views=1, actions=1, scale=1.0, groups=3)]
+    prior = on_torch(folders[kind], calls=calls)
+    (network,) = networks
+    with torch.no_grad():
+        assert network.module(*network.inputs.values()).shape == network.inputs["noisy"].shape
+    conditions = prior.conditions(prior.prompt("a red view"), torch.tensor([FRONT, SIDE]))
+    called = []
+    monkeypatch.setattr(
+        prior, "_unet", lambda **inputs: called.append(inputs) or {"prediction": inputs["noisy"]}
+    )
+    prior.predict(torch.randn(6, 4, 4, 4), torch.arange(6), conditions)
+    assert {name: tuple(tensor.shape) for name, tensor in called[0].items()} == network.shapes[0]
+    assert {name: tensor.dtype for name, tensor in called[0].items()} == {
+        name: tensor.dtype for name, tensor in network.inputs.items()
+    }
+    assert network.shapes[1]["noisy"] == (3, 4, 8, 8)
+    for name, tensor in network.inputs.items():
+        assert network.dynamic[name] == ((0, 2, 3) if tensor.ndim == 4 else (0,))
+
+
+def test_half_precision_computes_the_same_to_its_digits(priors, folders):
+    half = on_torch(folders["sdxl"], dtype=torch.float16)
+    assert half.runtime.endswith("float16")
+    assert half.codec.dtype == torch.float32  # XL's autoencoder overflows in fp16
+    got = guess(half)
+    assert got.dtype == torch.float32
+    assert 1e-6 < relative(got, guess(priors["sdxl"])) < 1e-2
+
+
+# The noise schedule
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_noise_schedule_is_the_schedulers(priors, pipelines, kind):
+    assert torch.allclose(priors[kind].alphas_cumprod, pipelines[kind].scheduler.alphas_cumprod, rtol=1e-6)
+    assert priors[kind].prediction_type == {"sd21": "v_prediction"}.get(kind, "epsilon")
+    assert priors[kind].clip is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 500},
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+        {"trained_betas": [0.1, 0.2, 0.3]},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    ],
+)
+def test_other_noise_schedules_are_read_from_the_configuration(sd, changes):
+    scheduler = library("diffusers", "a test").DDIMScheduler
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"} | changes
+    scheduler(**config).save_pretrained(sd / "scheduler")
+    prior = on_torch(sd)
+    assert torch.allclose(prior.alphas_cumprod, scheduler(**config).alphas_cumprod, rtol=1e-6)
+    assert prior.prediction_type == changes.get("prediction_type", "epsilon")
+
+
+def test_a_schedule_without_a_prediction_type_is_of_the_noise(sd):
+    """As SD 1.x was published."""
+    path = sd / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text())
+    del config["prediction_type"]
+    path.write_text(json.dumps(config))
+    assert on_torch(sd).prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prediction_type": "flow"}, "expected prediction_type epsilon, v_prediction, sample, got 'flow'"),
+        ({"beta_schedule": "cubic"}, "is no noise schedule"),
+        ({"num_train_timesteps": "many"}, "is no noise schedule"),
+    ],
+)
+def test_a_wrong_schedule_is_one_line(sd, changes, words):
+    edit(sd / "scheduler/scheduler_config.json", **changes)
+    line = one_line(sd)
+    assert words in line
+    assert "scheduler_config.json" in line
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"safe_serialization": False}, 1e-6),
+        ({"max_shard_size": "100KB"}, 1e-6),
+        ({"variant": "fp16"}, 1e-6),
+        ({"variant": "fp16", "max_shard_size": "100KB", "safe_serialization": False}, 1e-6),
+    ],
+    ids=["bin", "sharded", "fp16", "fp16 in bin shards"],
+)
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_every_format_gives_the_same_numbers(priors, tmp_path, kind, options, tolerance):
+    folder = save_pipeline(kind, tmp_path / "model", **options)
+    if not options.get("safe_serialization", True):  # transformers saves no other format any more
+        for part in folder.glob("text_encoder*"):
+            for path in part.glob("model*.safetensors"):
+                name = path.name.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
+                torch.save(load_file(path), part / name)
+                path.unlink()
+            for path in part.glob("model*.json"):
+                index = path.read_text().replace("model", "pytorch_model").replace(".safetensors", ".bin")
+                name = path.name.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
+                (part / name).write_text(index)
+                path.unlink()
+        assert not list(folder.rglob("*.safetensors"))
+    prior = on_torch(folder)
+    assert relative(guess(prior), guess(priors[kind])) < tolerance
+    pictures = torch.rand(1, 3, 32, 32)
+    assert relative(prior.codec.encode(pictures), priors[kind].codec.encode(pictures)) < tolerance
+
+
+def test_half_weights_are_read_where_half_is_wanted(sd):
+    """Both files are there, as published; other numbers in the half one show which was read."""
+    weights = load_file(sd / UNET_WEIGHTS)
+    half = {
+        name: (2 * tensor if name == "conv_out.weight" else tensor).half() for name, tensor in weights.items()
+    }
+    save_file(half, sd / "unet/diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
+    full = guess(on_torch(sd))
+    assert relative(guess(on_torch(sd, dtype=torch.bfloat16)), full) > 0.5
+    (sd / UNET_WEIGHTS).unlink()
+    assert relative(guess(on_torch(sd)), full) > 0.5  # rather than nothing
+
+
+def test_the_names_of_the_first_published_weights_are_known(priors, sd):
+    """CLIP's with `text_model.` and position_ids, the autoencoder's attention as `query` and `proj_attn`."""
+    path = sd / "text_encoder/model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": w for name, w in load_file(path).items()}
+    save_file(
+        weights | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, path, {"format": "pt"}
+    )
+    path = sd / "vae/diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(path)
+    for new, name in old.items():
+        weights = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in weights.items()}
+    assert any(".proj_attn." in key for key in weights)
+    save_file(weights, path, {"format": "pt"})
+    prior, pictures = on_torch(sd), torch.rand(1, 3, 64, 64)
+    assert relative(guess(prior), guess(priors["sd15"])) < 1e-6
+    assert relative(prior.codec.encode(pictures), priors["sd15"].codec.encode(pictures)) < 1e-6
+
+
+class Malice:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "pytorch_model"),
+    ],
+)
+@pytest.mark.parametrize("save", [torch.save, lambda data, path: path.write_bytes(pickle.dumps(data, 2))])
+def test_no_code_in_pickled_weights_runs(sd, tmp_path, part, name, save):
+    for path in (sd / part).glob("*.safetensors"):
+        path.unlink()
+    marker = tmp_path / "ran"
+    save({"weight": Malice(marker)}, sd / part / f"{name}.bin")
+    assert str(sd / part) in one_line(sd)
+    assert not marker.exists()
+
+
+# Folders that are wrong
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "model_index.json",
+        "unet/config.json",
+        UNET_WEIGHTS,
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "tokenizer/vocab.json",
+        "tokenizer_2/vocab.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
+@pytest.mark.parametrize("damage", [None, b"", b"{", b"\x00 short", b"[]"])
+def test_a_missing_or_damaged_part_is_one_line_that_names_it(xl, part, damage):
+    if damage is None:
+        (xl / part).unlink()
+    else:
+        (xl / part).write_bytes(damage)
+    assert str(xl / part.rpartition("/")[0]) in one_line(xl)
+
+
+@pytest.mark.parametrize("part", [UNET_WEIGHTS, "text_encoder/model.safetensors"])
+def test_weights_that_lack_some_are_refused(sd, part):
+    weights = load_file(sd / part)
+    lost = sorted(name for name in weights if "norm1.weight" in name)
+    save_file({name: w for name, w in weights.items() if name not in lost}, sd / part, {"format": "pt"})
+    line = one_line(sd)
+    assert f"{len(lost)} weights are missing" in line
+    assert str((sd / part).parent) in line
+
+
+def test_weights_of_another_shape_are_refused(sd):
+    edit(sd / "unet/config.json", cross_attention_dim=48)
+    assert "is no UNet2DConditionModel that diffusers can load" in one_line(sd)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"in_channels": 9}, "in_channels and out_channels 4"),  # inpainting
+        ({"cross_attention_dim": 48}, "expected cross_attention_dim 32, as the text encoder has, got 48"),
+        ({"class_embed_type": "timestep"}, "got one that wants more"),
+        ({"xl": True, "projection_class_embeddings_input_dim": 5 * 8 + 24}, "text_encoder_2"),
+    ],
+)
+def test_a_unet_that_wants_something_else_is_one_line(sd, changes, words):
+    make_unet(**changes).save_pretrained(sd / "unet")
+    assert words in one_line(sd)
+
+
+def test_a_refiner_with_five_numbers_is_one_line(xl):
+    make_unet(xl=True, projection_class_embeddings_input_dim=5 * 8 + 24).save_pretrained(xl / "unet")
+    assert "expected projection_class_embeddings_input_dim for six numbers" in one_line(xl)
+
+
+# Another codec
+
+
+def test_a_tiny_autoencoder_takes_the_place_of_the_folders(folders, tmp_path):
+    tiny = make_tiny_vae()
+    tiny.save_pretrained(tmp_path)
+    prior, pictures = on_torch(folders["sd15"], codec=tmp_path), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative(prior.codec.encode(pictures), tiny.encode(2 * pictures - 1).latents) < 1e-5
+    assert prior.picture_size == 64
+
+
+def test_a_codec_of_other_channels_is_one_line(sd, tmp_path):
+    make_vae(latent_channels=16).save_pretrained(tmp_path / "other")
+    line = one_line(sd, codec=tmp_path / "other")
+    assert f"expected in_channels and out_channels 16, as {tmp_path / 'other'} has them, got 4 and 4" in line
+    assert "--codec: expected a folder, one of taesd, taesdxl, or" in one_line(sd, codec="tesd")
+
+
+# LoRA
+
+MODULES = [
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v",
+]
+TEXT_MODULES = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.2.mlp.fc1"]
+
+
+def pairs(weights, modules, rank, seed):
+    """Random `down` [r, in] and `up` [out, r] for modules' weights."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name in modules:
+        rows, columns = weights[f"{name}.weight"].shape
+        down = torch.randn(rank, columns, generator=generator)
+        made[name] = down, torch.randn(rows, rank, generator=generator)
+    return made
+
+
+def add_by_hand(path, adapters, scales):
+    """A part's weights + scale up @ down; one scale a module."""
+    weights = load_file(path)
+    for (name, (down, up)), scale in zip(adapters.items(), scales, strict=True):
+        weights[f"{name}.weight"] += scale * up @ down
+    save_file(weights, path, {"format": "pt"})
+
+
+def in_diffusers_format(unet, text):
+    """Names as published: CLIP's modules stood in `text_model` then."""
+    return {
+        f"{part}.{name}.lora_{letter}.weight": tensor
+        for part, adapters in (("unet", unet), ("text_encoder.text_model", text))
+        for name, pair in adapters.items()
+        for letter, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def in_kohyas_format(prefix, adapters, alphas):
+    """`prefix` is that of a part: lora_unet, lora_te_text_model (in XL te1 and te2)."""
+    state = {}
+    for (name, (down, up)), alpha in zip(adapters.items(), alphas, strict=True):
+        name = f"{prefix}_{name}".replace(".", "_")
+        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        state[f"{name}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+@pytest.mark.parametrize("form", ["diffusers", "metadata", "kohya"])
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_an_adapter_is_fused_as_base_plus_scale_times_up_times_down(sd, tmp_path, part, form):
+    path = sd / {"unet": UNET_WEIGHTS, "text_encoder": "text_encoder/model.safetensors"}[part]
+    modules = {"unet": MODULES, "text_encoder": TEXT_MODULES}[part]
+    adapter, metadata = pairs(load_file(path), modules, rank=3, seed=1), {"format": "pt"}
+    alphas = [3.0] * len(modules)  # the rank, where a file says nothing else
+    if form == "kohya":
+        alphas = [1.5, 0.5, 2.0][: len(modules)]
+        state = in_kohyas_format("lora_unet" if part == "unet" else "lora_te_text_model", adapter, alphas)
+    else:
+        state = in_diffusers_format(*((adapter, {}) if part == "unet" else ({}, adapter)))
+    if form == "metadata":
+        alphas = [1.5] * len(modules)
+        config = library("peft", "a test").LoraConfig(r=3, lora_alpha=1.5, target_modules=modules).to_dict()
+        config = {f"{part}.{key}": value for key, value in (config | {"target_modules": modules}).items()}
+        metadata["lora_adapter_metadata"] = json.dumps(config, default=str)
+    save_file(state, tmp_path / "style.safetensors", metadata)
+    base, got = guess(on_torch(sd)), guess(on_torch(sd, lora=[(tmp_path / "style.safetensors", 0.4)]))
+    add_by_hand(path, adapter, [0.4 * alpha / 3 for alpha in alphas])
+    expected = guess(on_torch(sd))
+    assert relative(got, expected) < 1e-5
+    assert relative(base, expected) > 1e-3
+
+
+def test_an_adapter_of_xl_is_fused_into_all_three_networks(xl, tmp_path):
+    state, alphas = {}, [1.0, 3.0]
+    for part, prefix in (("unet", "unet"), ("text_encoder", "te1"), ("text_encoder_2", "te2")):
+        path = xl / (UNET_WEIGHTS if part == "unet" else f"{part}/model.safetensors")
+        weights = load_file(path)
+        modules = [
+            name.removesuffix(".weight") for name in weights if name.endswith(("to_q.weight", "fc1.weight"))
+        ]
+        adapter = pairs(weights, modules[:2], rank=2, seed=7)
+        clip = "" if part == "unet" or modules[0].startswith("text_model") else "_text_model"
+        state |= in_kohyas_format(f"lora_{prefix}{clip}", adapter, alphas)
+        changed = path.with_suffix(".changed")
+        shutil.copy(path, changed)
+        add_by_hand(changed, adapter, [0.5 * alpha / 2 for alpha in alphas])
+    save_file(state, tmp_path / "style.safetensors", {"format": "pt"})
+    prior = on_torch(xl, lora=[(tmp_path / "style.safetensors", 0.5)])
+    got, views, base = guess(prior), prior.prompt("a red view").views, guess(on_torch(xl))
+    for changed in xl.rglob("*.changed"):
+        changed.replace(changed.with_suffix(".safetensors"))
+    expected = on_torch(xl)
+    assert relative(got, guess(expected)) < 1e-5 < relative(base, got)
+    for name, tensor in expected.prompt("a red view").views.items():
+        assert relative(views[name], tensor) < 1e-5
+
+
+def test_adapters_add_up_and_are_fused_in_full_precision(sd, tmp_path):
+    """In half precision, too: what is small beside a weight must not be lost before it is added."""
+    adapters = [pairs(load_file(sd / UNET_WEIGHTS), MODULES, rank=2, seed=seed) for seed in (4, 5)]
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for file, adapter in zip(files, adapters, strict=True):
+        save_file(in_diffusers_format(adapter, {}), file, {"format": "pt"})
+    lora = list(zip(files, (0.5, -0.25), strict=True))
+    single, half = on_torch(sd, lora=lora), on_torch(sd, lora=lora, dtype=torch.bfloat16)
+    for adapter, scale in zip(adapters, (0.5, -0.25), strict=True):
+        add_by_hand(sd / UNET_WEIGHTS, adapter, [scale] * len(MODULES))
+    assert relative(guess(single), guess(on_torch(sd))) < 1e-5
+    assert torch.equal(guess(half), guess(on_torch(sd, dtype=torch.bfloat16)))
+
+
+@pytest.mark.parametrize("damage", ["none", "bin", "garbage", "another", "misfit", "lost"])
+def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, damage):
+    file = tmp_path / ("style.bin" if damage == "bin" else "style.safetensors")
+    adapter = pairs(load_file(sd / UNET_WEIGHTS), MODULES, rank=2, seed=6)
+    if damage in ("bin", "garbage"):
+        file.write_bytes(b"garbage")
+    elif damage == "another":
+        save_file({"weight": torch.ones(2)}, file)
+    elif damage == "misfit":
+        bigger = {name: (torch.ones(2, 7), torch.ones(5, 2)) for name in adapter}
+        save_file(in_diffusers_format(bigger, {}), file)
+    elif damage == "lost":
+        save_file(
+            in_diffusers_format(adapter | {"down_blocks.7.conv": (torch.ones(2, 7), torch.ones(5, 2))}, {}),
+            file,
+        )
+    line = one_line(sd, lora=[(file, 1.0)])
+    assert line.startswith("--lora: ")
+    assert str(file) in line
+
+
+# By name
+
+
+def test_load_prior_tells_the_kinds_apart(folders, tmp_path):
+    assert isinstance(load_prior(str(folders["sdxl"]), runtime="torch"), StableDiffusionPrior)
+    assert isinstance(load_prior("embedded"), EmbeddedPrior)
+    assert isinstance(load_prior(str(FOLDER)), EmbeddedPrior)
+    with pytest.raises(InputError, match="--codec: expected none with the embedded prior, got 'taesd'"):
+        load_prior("embedded", codec="taesd")
+    with pytest.raises(InputError, match=r"model_index\.json"):
+        load_prior(str(tmp_path))
+
+
+def test_load_prior_hands_everything_on(folders, tmp_path):
+    make_tiny_vae().save_pretrained(tmp_path)
+    prior = load_prior(
+        str(folders["sd21"]), "cpu", torch.bfloat16, "torch", codec=tmp_path, interpolate_views=False
+    )
+    assert prior.runtime.endswith("bfloat16")
+    assert prior.codec.latent_channels == 4
+    weights = prior.conditions(prior.prompt("a red view"), torch.tensor([[0.5, 0.0, 1.0]]))["tokens"][0, 0]
+    assert torch.equal(weights, prior.prompt("a red view").views["tokens"][0])
+
+
+def test_the_pipelines_of_the_tests_have_the_published_layout(folders):
+    names = {path.relative_to(folders["sdxl"]).as_posix() for path in folders["sdxl"].rglob("*.*")}
+    assert {"tokenizer_2/merges.txt", "text_encoder_2/model.safetensors", UNET_WEIGHTS} <= names
+    assert type(make_pipeline("sdxl").scheduler).__name__ == "EulerDiscreteScheduler"

@@ -1,0 +1,77 @@
+"""Presets are for the model that is named, and settings that do not go together are refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ddpo3d_fast.config import Config, adapter, from_dict, is_embedded, preset, to_dict, validate
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors.embedded import FOLDER
+
+EMBEDDED, STABLE = ("draft", "standard", "high"), ("csd", "nfsd", "rescaled", "thrifty")
+
+
+def test_a_folder_says_itself_whether_it_is_of_the_embedded_kind(tmp_path):
+    assert is_embedded("embedded")
+    assert is_embedded(str(FOLDER))
+    assert not is_embedded("sd21")
+    for text in (json.dumps({"_class_name": "StableDiffusionPipeline"}), "[]", "{"):
+        (tmp_path / "model_index.json").write_text(text)
+        assert not is_embedded(str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["embedded", "sd21"])
+@pytest.mark.parametrize("name", EMBEDDED + STABLE)
+def test_every_preset_is_one_of_its_model_and_a_valid_one(name, model):
+    if model == "embedded" and name in STABLE:
+        with pytest.raises(InputError, match="expected one of draft, standard, high for the embedded prior"):
+            preset(name, "a", model)
+        return
+    config = validate(preset(name, "a prompt", model))
+    assert (config.preset, config.distillation.model) == (name, model)
+
+
+def test_stable_diffusion_has_dreamgaussians_recipe():
+    config = preset("standard", "a", "some/model")
+    assert config.schedule.steps == 500
+    assert config.schedule.render_scales == (0.25,) * 3 + (0.5,) * 3 + (1.0,) * 4
+    assert (config.distillation.guidance_scale, config.distillation.residual) == (100.0, "sds")
+    assert preset("rescaled", "a", "some/model").distillation.guidance_rescale == 0.5
+    assert preset("thrifty", "a", "some/model").schedule.picture_scales == (0.5,) * 7 + (1.0,) * 3
+    for name in ("csd", "nfsd"):
+        low = preset(name, "a", "some/model")
+        assert (low.distillation.residual, low.distillation.guidance_scale) == (name, 7.5)
+        assert low.negative_prompt
+
+
+def test_a_written_configuration_comes_back_whatever_its_model():
+    for config in (preset("draft", "a"), preset("nfsd", "a", "sd21")):
+        assert from_dict(to_dict(config)) == config
+    partial = {"prompt": "a", "preset": "csd", "distillation": {"model": "sdxl"}}
+    assert from_dict(partial) == preset("csd", "a", "sdxl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"residual": "nfsd"}, "--negative-prompt: expected what to stay away from, for --residual nfsd"),
+        ({"residual": "csd", "guidance_rescale": 0.5}, "--guidance-rescale: expected 0 with --residual csd"),
+        ({"guidance_rescale": 1.5}, "--guidance-rescale: expected a number from 0 to 1, got 1.5"),
+        ({"lora": ("a.safetensors=much",)}, "--lora: expected FILE or FILE=SCALE with a finite number"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, message):
+    config = Config(prompt="a")
+    with pytest.raises(InputError, match=message):
+        validate(
+            dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, **changes))
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a.safetensors", ("a.safetensors", 1.0)), ("dir/a=0.5", ("dir/a", 0.5)), ("a=b=-2", ("a=b", -2.0))],
+)
+def test_an_adapter_is_a_file_and_a_scale(text, expected):
+    assert adapter(text) == expected
