@@ -3,7 +3,7 @@
     python benchmarks/kernel_resources.py [--targets sm_80 sm_90 sm_120] [--json FILE]
 
 Registers a thread, shared memory a block, stack and spills in bytes (ptxas -v), and, where a cuobjdump is
-found (--cuobjdump), the widest global loads and stores in the machine code.
+on the path, the widest global loads and stores in the machine code.
 """
 
 from __future__ import annotations
