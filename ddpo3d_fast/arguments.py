@@ -89,7 +89,7 @@ class EnginesBuild:
     model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
     """the prior, as for generate"""
     preset: Preset = "standard"
-    """of its settings, the sizes count"""
+    """of its settings, sizes, views and noises count"""
     codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = ""
     """another autoencoder than the model's own"""
     lora: Annotated[

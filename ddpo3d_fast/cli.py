@@ -323,9 +323,15 @@ def _build_engines(words: list[str]) -> None:
     import torch
 
     from ddpo3d_fast.engines.cache import entries
-    from ddpo3d_fast.generate import load_models
+    from ddpo3d_fast.generate import default_reward, load_models
     from ddpo3d_fast.info import choose_device
 
+    if not config.reward.reward:
+        try:
+            default_reward(config.distillation.model)
+        except InputError:  # a folder's own networks are all there is to build
+            no_reward = dataclasses.replace(config.reward, policy_weight=0.0, guide_weight=0.0)
+            config = dataclasses.replace(config, reward=no_reward)
     device = choose_device(config.device)[0]
     before = {entry.path for entry in entries()}
     prior, scorer = load_models(config, device)

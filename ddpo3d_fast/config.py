@@ -93,11 +93,13 @@ class Distillation:
     ] = ()
     """an adapter's safetensors to fuse into the model; repeat it for several"""
     interpolate_views: bool = True
-    """mix the embeddings of the two nearest view prompts (front, side, back, overhead); else the nearest"""
+    """with Stable Diffusion, take the nearest view's prompt (front, side, back, overhead), not a mixture of
+    the two nearest"""
     runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
-    """what runs the networks; auto: the fastest that is there and agrees with torch"""
+    """what runs the networks; auto: TensorRT on a GPU, ONNX Runtime on a CPU, where they are there and agree
+    with torch, else torch"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """what the networks compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """what Stable Diffusion and CLIP compute in; auto: fp16 on a GPU, fp32 on the CPU"""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ class Config:
     seed: int = 0
     """same seed, same machine, same asset"""
     preset: Preset = "standard"
-    """fills every setting that is not given"""
+    """fills every setting that is not given; the last four are Stable Diffusion's"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
     cuda_graph: bool = True
-    """on a GPU, replay each step as a CUDA graph, captured once for each rendering size"""
+    """on a GPU, launch every step anew instead of replaying it as a CUDA graph"""
     schedule: tyro.conf.OmitArgPrefixes[Schedule] = field(default_factory=Schedule)
     scene: tyro.conf.OmitArgPrefixes[Scene] = field(default_factory=Scene)
     distillation: tyro.conf.OmitArgPrefixes[Distillation] = field(default_factory=Distillation)
@@ -199,7 +201,7 @@ def is_embedded(model: str) -> bool:
     if model == "embedded":
         return True
     try:
-        index = json.loads((Path(model) / "model_index.json").read_text())
+        index = json.loads((Path(model).expanduser() / "model_index.json").read_text())
     except (OSError, ValueError):  # what is wrong with a folder is for its loading to say
         return False
     return isinstance(index, dict) and index.get("_class_name") == "EmbeddedPrior"
@@ -243,7 +245,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "colors_rate": (0.0, 10.0),
     "final_rate": (0.0, 1.0),
     "relocate_every": (0, 100_000),
-    "dead_opacity": (0.0, 1.0),
+    "dead_opacity": (1e-6, 0.999),
     "carve_from": (0.0, 1.0),
     "opacity_penalty": (0.0, 1e3),
     "alpha_penalty": (0.0, 1e3),
@@ -295,6 +297,11 @@ def validate(config: Config) -> Config:
         scales = getattr(config.schedule, name)
         if not scales or any(not 0.1 <= scale <= 16 for scale in scales):
             raise InputError(f"{flag(name)}: expected one or more numbers from 0.1 to 16, got {scales}")
+    if is_embedded(config.distillation.model) and set(config.schedule.picture_scales) != {1.0}:
+        raise InputError(
+            f"--picture-scales: expected 1 with the embedded prior, which knows one size, "
+            f"got {config.schedule.picture_scales}"
+        )
     if config.distillation.residual == "nfsd" and not config.negative_prompt.strip():
         raise InputError(
             "--negative-prompt: expected what to stay away from, for --residual nfsd, got nothing"

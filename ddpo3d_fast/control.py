@@ -38,10 +38,10 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """What torch does in a step is small: its threads would only hinder those of kernels and engine."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Gives torch's operations on the CPU so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

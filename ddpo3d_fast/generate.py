@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
 from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
-from ddpo3d_fast.control import Stopwatch, deferred_interrupt, one_torch_thread
+from ddpo3d_fast.control import Stopwatch, deferred_interrupt, torch_threads
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device
-from ddpo3d_fast.kernels import TileCapacity
+from ddpo3d_fast.kernels import TileCapacity, get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
 from ddpo3d_fast.rewards import Reward, make_reward
 from ddpo3d_fast.run import RunFolder
@@ -81,7 +81,7 @@ def default_reward(model: str) -> str:
     model wants no download, and the package has no scorer for such pictures."""
     if is_embedded(model):
         return "embedded"
-    if Path(model).expanduser().is_dir():
+    if (Path(model).expanduser() / "model_index.json").is_file():
         raise InputError(
             "--reward: expected a scorer beside a folder of Stable Diffusion (aesthetic, which may download "
             "it; docs/rewards.md has all), or --policy-weight 0 --guide-weight 0, got nothing"
@@ -97,19 +97,19 @@ def predictions(config: Config) -> int:
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
     """The prior of a run and, where it uses one, its reward. Raises InputError."""
     model, wishes = config.distillation, config.reward
+    dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
+    rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()  # before a long load
     prior = load_prior(
         model.model,
         device,
-        PRECISIONS[model.precision],
+        dtype,
         model.runtime,
         model.codec or None,
         [adapter(text) for text in model.lora],
         model.interpolate_views,
         calls_of(config.schedule, predictions(config)),
     )
-    if not (wishes.policy_weight or wishes.guide_weight):
-        return prior, None
-    return prior, make_reward(wishes.reward or (default_reward(model.model),), device, model.runtime)
+    return prior, make_reward(rewards, device, model.runtime, dtype) if rewards else None
 
 
 def read(metrics: dict[str, Tensor]) -> dict[str, float]:
@@ -117,7 +117,6 @@ def read(metrics: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
 
-@one_torch_thread()
 def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
     """Makes the asset of `config` in `folder`, telling `observer` of every step.
 
@@ -126,6 +125,14 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong
     settings, or a device that is not there.
     """
+    # Beside the embedded models, what torch does in a step is small: its threads would only hinder those of
+    # kernels and engine. Other models may be torch's to run.
+    small = is_embedded(config.distillation.model) and not (config.reward.reward)
+    with torch_threads(1 if small else get_num_threads()):
+        return _generate(config, folder, observer, resume)
+
+
+def _generate(config: Config, folder: RunFolder, observer: Observer, resume: bool) -> Result:
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
     with clock("setup"):
@@ -157,7 +164,10 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
         capturable = scorer is None or scorer.capturable
         graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
-        folder.write_config(config, {"engine": prior.runtime, "reward": scorer.name if scorer else "none"})
+        facts = {"engine": prior.runtime, "reward": "none"}
+        if scorer is not None:
+            facts |= {"reward": scorer.name, "reward_engine": scorer.runtime}
+        folder.write_config(config, facts)
 
     def checkpoint(step: int) -> None:
         folder.write_metrics(rows)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.errors import first_line
+from ddpo3d_fast.errors import FallbackWarning, first_line
 
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensors], Tensors]
@@ -21,9 +23,15 @@ def capture(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensor
     Returns what launches it all again, and the tensors that then hold the results.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_memory()):
         outputs = function()
     return graph.replay, outputs
+
+
+@functools.cache
+def _memory() -> Any:
+    """One pool for all graphs: they run one after the other, and what one leaves is read before the next."""
+    return torch.cuda.graph_pool_handle()
 
 
 @dataclass
@@ -64,8 +72,10 @@ class StepGraphs:
                 step.replay, step.outputs = capture(lambda: function(step.inputs))
             except RuntimeError as error:
                 self.enabled = False
+                self.forget()  # their memory may be what lacks
                 warnings.warn(
                     f"the step cannot be captured as a CUDA graph ({first_line(error)}); running without",
+                    FallbackWarning,
                     stacklevel=2,
                 )
                 return function(step.inputs)

@@ -23,7 +23,7 @@ def rate_scale_at(fraction: float, final: float) -> float:
 
 
 def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
-    """[V, 3]: half white, half a random grey, as the prior's training pictures."""
+    """[V, 3]: half white, half a random grey, as the embedded prior's training pictures."""
     white, grey = torch.rand(2, views, generator=generator)
     return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
 

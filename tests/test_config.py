@@ -12,8 +12,10 @@ from ddpo3d_fast.priors.embedded import FOLDER
 EMBEDDED, STABLE = ("draft", "standard", "high"), ("csd", "nfsd", "rescaled", "thrifty")
 
 
-def test_a_folder_says_itself_whether_it_is_of_the_embedded_kind(tmp_path):
+def test_a_folder_says_itself_whether_it_is_of_the_embedded_kind(tmp_path, monkeypatch):
     assert is_embedded("embedded")
+    monkeypatch.setenv("HOME", str(FOLDER.parent))
+    assert is_embedded("~/embedded")
     assert is_embedded(str(FOLDER))
     assert not is_embedded("sd21")
     for text in (json.dumps({"_class_name": "StableDiffusionPipeline"}), "[]", "{"):
@@ -58,15 +60,19 @@ def test_a_written_configuration_comes_back_whatever_its_model():
         ({"residual": "nfsd"}, "--negative-prompt: expected what to stay away from, for --residual nfsd"),
         ({"residual": "csd", "guidance_rescale": 0.5}, "--guidance-rescale: expected 0 with --residual csd"),
         ({"guidance_rescale": 1.5}, "--guidance-rescale: expected a number from 0 to 1, got 1.5"),
+        ({"picture_scales": (1.0, 0.5)}, "--picture-scales: expected 1 with the embedded prior"),
+        ({"dead_opacity": 0.0}, "--dead-opacity: expected a number from 1e-06 to 0.999, got 0.0"),
         ({"lora": ("a.safetensors=much",)}, "--lora: expected FILE or FILE=SCALE with a finite number"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
     config = Config(prompt="a")
+    for name in ("schedule", "scene", "distillation"):
+        part = getattr(config, name)
+        fields = {field: value for field, value in changes.items() if hasattr(part, field)}
+        config = dataclasses.replace(config, **{name: dataclasses.replace(part, **fields)})
     with pytest.raises(InputError, match=message):
-        validate(
-            dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, **changes))
-        )
+        validate(config)
 
 
 @pytest.mark.parametrize(

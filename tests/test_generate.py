@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import sys
+import types
 
 import pytest
 import torch
@@ -187,6 +189,22 @@ def test_the_ddim_policy_runs_and_reports_its_reward(tmp_path):
     assert all(math.isfinite(row["reward"]) for row in rows if row["stage"] == "distill")
 
 
+def test_torch_has_one_thread_beside_the_embedded_models_alone(tmp_path, monkeypatch):
+    """There more would hinder the kernels; other models may be torch's to run."""
+    monkeypatch.setattr("ddpo3d_fast.generate.get_num_threads", lambda: 3)
+    module = types.SimpleNamespace(score=lambda images, prompts: images.mean((1, 2, 3)))
+    monkeypatch.setitem(sys.modules, "their_reward", module)
+    before = torch.get_num_threads()
+    for name, wishes, count in (("theirs", {"reward": ("their_reward:score",)}, 3), ("embedded", {}, 1)):
+        seen = []
+        run(
+            small(tmp_path / name, steps=1, **wishes),
+            lambda row, seen=seen: seen.append(torch.get_num_threads()),
+        )
+        assert set(seen) == {count}
+    assert torch.get_num_threads() == before
+
+
 def test_an_unknown_prompt_ends_before_anything_is_written(tmp_path):
     config = small(tmp_path / "dragon", prompt="a dragon")
     with pytest.raises(InputError, match="does not know 'dragon'"):
@@ -236,9 +254,8 @@ def test_sizes_follow_the_run_by_equal_parts():
     assert sizes == [(128, 256), (256, 256), (256, 512), (512, 512), (512, 512)]
 
 
-@pytest.mark.parametrize(("render", "picture"), [(1.5, 1.0), (1.0, 0.3), (0.1, 0.1)])
-def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(tmp_path, render, picture):
-    config = small(tmp_path / "run", render_scales=(1.0, render), picture_scales=(1.0, picture))
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_made(tmp_path):
+    config = small(tmp_path / "run", render_scales=(1.0, 1.5))
     with pytest.raises(InputError, match="--render-scales, --picture-scales: expected"):
         run(config)
     assert not config.output.exists()

@@ -209,6 +209,7 @@ def _entry(path: Path) -> Entry | None:
     try:
         facts = json.loads((path / MANIFEST).read_text())
         whole = all((path / name).stat().st_size == size for name, size in facts["files"].items())
+        whole &= {"name", "key", "runtime", "created"} <= facts.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Entry(path, facts) if whole else None

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,30 +175,43 @@ def _on_onnxruntime(
 def _on_tensorrt(
     network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
 ) -> Loaded:
+    """Takes the plan of the network's base, where it has one, and refits it with the network's weights."""
+    compatible = tensorrt.wants_version_compatible()
     folder, bounds = _graph(network, dtype, reference), profiles(network)
+    base, planned = None if compatible else network.base, folder  # compatible plans cannot be refitted
+    if base is not None:
+        before = replace(network, module=base)
+        planned = _graph(before, dtype, lambda: _reference(before, device))
 
-    def engine(plan: Path) -> Engine:
+    def engine(plan: Path) -> tensorrt.TensorRTEngine:
         return tensorrt.TensorRTEngine(
-            folder / "model.onnx",
+            planned / "model.onnx",
             plan,
             network.inputs,
             network.outputs,
             bounds,
             device,
+            refittable=base is not None,
+            version_compatible=compatible,
         )
 
     def build(entry: Path) -> dict[str, Any]:
-        return {"runtime": engine(entry / "model.plan").runtime, "probe": f"{folder.name}/probe.npz"}
+        return {"runtime": engine(entry / "model.plan").runtime, "probe": f"{planned.name}/probe.npz"}
 
     key = {
-        "graph": folder.name,
-        "runtime": f"tensorrt {tensorrt.version()}",
+        "graph": planned.name,
+        # A compatible plan serves later versions, too. For an earlier one the engine builds it anew.
+        "runtime": "tensorrt, version-compatible" if compatible else f"tensorrt {tensorrt.version()}",
+        "refittable": base is not None,
         "device": torch.cuda.get_device_name(device),
         "dtype": str(dtype),
         "profiles": bounds,
     }
     entry = find_or_build(f"{network.name}-tensorrt", key, build)
-    return engine(entry / "model.plan"), *_read_probe(folder / "probe.npz")
+    loaded = engine(entry / "model.plan")
+    if base is not None:
+        loaded.refit(folder / "model.onnx")
+    return loaded, *_read_probe(folder / "probe.npz")
 
 
 _LOAD: dict[str, Callable[..., Loaded]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 OLDEST = (10, 13)
+VERSION_COMPATIBLE = "DDPO3D_TENSORRT_VERSION_COMPATIBLE"  # environment variable, 1 for yes
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]  # by input: smallest, most frequent and largest shape
@@ -58,6 +60,17 @@ def version() -> str:
     import tensorrt as trt
 
     return str(trt.__version__)
+
+
+def wants_version_compatible() -> bool:
+    """Whether the user wants plans that later versions of TensorRT can read.
+
+    Raises InputError where the environment says neither 0 nor 1.
+    """
+    wish = os.environ.get(VERSION_COMPATIBLE) or "0"
+    if wish not in ("0", "1"):
+        raise InputError(f"{VERSION_COMPATIBLE}: expected 0 or 1, got {wish!r}")
+    return wish == "1"
 
 
 class TensorRTEngine:
@@ -328,7 +341,9 @@ def _timings(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache | None:
 
 
 def _weights(graph: Path) -> dict[str, tuple[trt.Weights, object]]:
-    """The floating-point initialisers of an ONNX graph, each with the array whose memory it points into."""
+    """The floating-point weights of an ONNX graph, each with the array whose memory it points into: those of
+    its initialisers, and of its constants, which TensorRT's parser names by their output and may have folded
+    into others."""
     import tensorrt as trt
 
     try:
@@ -339,7 +354,7 @@ def _weights(graph: Path) -> dict[str, tuple[trt.Weights, object]]:
             f"{graph}: needs onnx ({first_line(error)}): pip install 'ddpo3d-fast[tensorrt]'"
         ) from error
     try:
-        initialisers = onnx.load(str(graph)).graph.initializer
+        loaded = onnx.load(str(graph)).graph
     except Exception as error:  # onnx's and protobuf's exceptions share no base class
         raise InputError(f"{graph}: not an ONNX graph ({first_line(error)})") from error
     kinds = {
@@ -347,12 +362,14 @@ def _weights(graph: Path) -> dict[str, tuple[trt.Weights, object]]:
         onnx.TensorProto.FLOAT16: trt.DataType.HALF,
         onnx.TensorProto.BFLOAT16: trt.DataType.BF16,
     }
+    tensors = {tensor.name: tensor for tensor in loaded.initializer}
+    tensors |= {node.output[0]: node.attribute[0].t for node in loaded.node if node.op_type == "Constant"}
     weights: dict[str, tuple[trt.Weights, object]] = {}
-    for initialiser in initialisers:
-        if initialiser.data_type in kinds:
-            array = numpy_helper.to_array(initialiser)
-            kind, count = kinds[initialiser.data_type], math.prod(initialiser.dims)
-            weights[initialiser.name] = (trt.Weights(kind, array.ctypes.data, count), array)
+    for name, tensor in tensors.items():
+        if tensor.data_type in kinds:
+            array = numpy_helper.to_array(tensor)
+            kind, count = kinds[tensor.data_type], math.prod(tensor.dims)
+            weights[name] = (trt.Weights(kind, array.ctypes.data, count), array)
     return weights
 
 

@@ -29,7 +29,7 @@ class Lora:
 
         Raises InputError if the file cannot be read, or holds nothing for a UNet or a text encoder.
         """
-        self.path, self.scale = Path(path), scale
+        self.path, self.scale = Path(path).expanduser(), scale
         if self.path.suffix != ".safetensors" or not self.path.is_file():
             raise InputError(f"--lora: expected a .safetensors file, got {str(path)!r}")
         self._mixin = library("diffusers.loaders", "--lora").StableDiffusionXLLoraLoaderMixin
@@ -77,6 +77,10 @@ class Lora:
                     )
                     whole = _energy_of_up(network)
                     base.fuse_text_encoder_lora(network, self.scale, True, [_ADAPTER])
+                    # diffusers has no unload_lora for these; the next adapter shall find what was there.
+                    library("diffusers.utils.peft_utils", "--lora").recurse_remove_peft_layers(network)
+                    del network.peft_config
+                    network._hf_peft_config_loaded = False
         except Exception as error:  # torch's, peft's and diffusers' share no base class
             raise InputError(f"--lora: {self.path}: does not fit the {part} ({first_line(error)})") from error
         # What has no place in the network is left out with a warning at most.

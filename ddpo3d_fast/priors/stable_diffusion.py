@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Network, load_network
+from ddpo3d_fast.engines import Network, choose_runtime, load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.autoencoder import AutoencoderCodec, Call
@@ -114,7 +114,12 @@ class StableDiffusionPrior:
             count, side = call.groups * call.views * call.actions, round(call.scale * size)
             shape = {name: (count, *tensor.shape[1:]) for name, tensor in examples.items()}
             shapes.append(shape | {"noisy": (count, channels, side, side)})
-        network = Network("unet", module, examples, ("prediction",), dynamic, shapes=tuple(shapes))
+        base = None  # elsewhere a second UNet would only take up memory
+        if lora and choose_runtime(runtime, self.device, self.dtype) == "tensorrt":
+            base = _Unet(
+                load_network_part("diffusers", "UNet2DConditionModel", self.folder / "unet", self.dtype)
+            )
+        network = Network("unet", module, examples, ("prediction",), dynamic, shapes=tuple(shapes), base=base)
         self._unet = load_network(network, self.device, runtime, self.dtype)
         self.runtime = self._unet.runtime
 
@@ -231,7 +236,8 @@ def _noise_schedule(folder: Path) -> tuple[Tensor, str]:
         )
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise InputError(f"{path}: is no noise schedule of diffusers ({first_line(error)})") from error
-    return scheduler.alphas_cumprod.float(), prediction
+    # With zero terminal SNR the last is 0, where a clean guess of epsilon has no value.
+    return scheduler.alphas_cumprod.float().clamp_min(2**-24), prediction
 
 
 def _check_conditions(config: Any, folder: Path) -> tuple[bool, int | None]:

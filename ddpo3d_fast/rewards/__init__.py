@@ -38,6 +38,10 @@ class Reward(Protocol):
     differentiable: bool  # whether score_vjp can be called
     capturable: bool  # whether a CUDA graph can hold its calls: they neither wait nor copy from the host
 
+    @property
+    def runtime(self) -> str:
+        """For people: what runs it."""
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B]."""
 
@@ -52,6 +56,7 @@ class EmbeddedReward:
 
     def __init__(self, device: torch.device | str = "cpu", runtime: str = "auto") -> None:
         self.scorer = EmbeddedScorer(device=device, runtime=runtime)
+        self.runtime = self.scorer.runtime
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.scorer.score(images)
@@ -78,6 +83,7 @@ class FunctionReward:
     """
 
     capturable = False  # its scores are looked at in every step
+    runtime = "a function of the user's"
 
     def __init__(
         self, name: str, function: Callable[[Tensor, list[str]], Tensor], device: torch.device | str = "cpu"
@@ -128,6 +134,7 @@ class WeightedReward:
         self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self.parts)
         self.differentiable = any(reward.differentiable for reward, _ in self.parts)
         self.capturable = all(reward.capturable for reward, _ in self.parts)
+        self.runtime = " + ".join(dict.fromkeys(reward.runtime for reward, _ in self.parts))
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return torch.stack([weight * reward.score(images, prompts) for reward, weight in self.parts]).sum(0)
@@ -187,12 +194,18 @@ def _parse(spec: str) -> tuple[str, float]:
     return name.strip(), weight
 
 
-def make_reward(specs: Sequence[str], device: torch.device | str = "cpu", runtime: str = "auto") -> Reward:
+def make_reward(
+    specs: Sequence[str],
+    device: torch.device | str = "cpu",
+    runtime: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Reward:
     """The reward that `specs` name, each NAME or NAME=WEIGHT (1 if left out); several are summed.
 
     NAME is `embedded`; one of TOWER_REWARDS, alone or with the source of its weights as NAME@SOURCE (their
     functions' docstrings say which there are); or `module:function` of the user's, found on the Python path
-    or in the working directory. `runtime`, one of `load_network`'s, runs all but the user's. InputError for
+    or in the working directory. `runtime`, one of `load_network`'s, runs all but the user's, and what CLIP's
+    towers compute in is `dtype` (None: fp16 on CUDA, else fp32). InputError for
     an unknown name, a bad weight, weights that cannot be had or read, a missing module or function, or a
     function that does not score.
     """
@@ -203,7 +216,9 @@ def make_reward(specs: Sequence[str], device: torch.device | str = "cpu", runtim
         if name == "embedded":
             parts.append((EmbeddedReward(device, runtime), weight))
         elif kind in TOWER_REWARDS and (source or not at):
-            parts.append((TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime), weight))
+            tower = TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime)
+            tower.dtype = dtype
+            parts.append((tower, weight))
         elif all(name.partition(":")):
             parts.append((FunctionReward(name, _find_function(name), device), weight))
         else:

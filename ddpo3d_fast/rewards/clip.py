@@ -155,6 +155,7 @@ class TowerReward:
         """`direction` [D], or what embeds prompts; `runtime` is one of `load_network`'s."""
         self.name, self.device = name, torch.device(device)
         self._wanted_runtime, self._size = runtime, tower.size
+        self.dtype: torch.dtype | None = None  # what the tower computes in; None: the engine's own
         self._resize = Resize(tower.size, tower.interpolation, tower.squash)
         self._embed = None if isinstance(direction, Tensor) else direction
         constant = direction.float() if isinstance(direction, Tensor) else None
@@ -203,13 +204,13 @@ class TowerReward:
 
     @functools.cached_property
     def _scorer(self) -> Engine:
-        return load_network(self.network(gradient=False), self.device, self._wanted_runtime)
+        return load_network(self.network(gradient=False), self.device, self._wanted_runtime, self.dtype)
 
     @functools.cached_property
     def _scorer_vjp(self) -> Engine:
         on_cpu = self._wanted_runtime == "auto" and self.device.type == "cpu"
         runtime = "torch" if on_cpu else self._wanted_runtime  # autograd needs no export
-        return load_network(self.network(gradient=True), self.device, runtime)
+        return load_network(self.network(gradient=True), self.device, runtime, self.dtype)
 
     def _text(self, prompts: list[str]) -> dict[str, Tensor]:
         if self._embed is None:

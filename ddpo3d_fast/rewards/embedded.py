@@ -96,11 +96,13 @@ class EmbeddedScorer:
             raise InputError(f"scorer: {folder} is damaged: {str(error).splitlines()[0]}") from error
         self.network.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
+        self.runtime = f"torch {torch.__version__}, {self.device.type.upper()}"
         self._engines: dict[bool, Engine] = {}  # by whether they give the gradient, too
         if runtime not in ("auto", "torch"):
             for gradient in (False, True):
                 network = self.network_for_engines(gradient)
                 self._engines[gradient] = load_network(network, self.device, runtime, torch.float32)
+            self.runtime = self._engines[False].runtime
 
     def network_for_engines(self, gradient: bool) -> Network:
         """`scorer`: images [B, 3, 64, 64] to `scores` [B]. `scorer_vjp`: to `scores` and `gradient`, the

@@ -141,7 +141,7 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     assert prior[:4] == ("sd21", cpu, torch.bfloat16, "onnxruntime")
     assert prior[4:7] == ("taesd", [("style.safetensors", 0.5)], True)
     assert {call.scale for call in prior[7]} == set(scales)
-    assert reward == (("clip", "hps"), cpu, "onnxruntime")
+    assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16)
 
 
 WRONG = {

@@ -67,11 +67,11 @@ class Other:
     factor, built = 1.0, ()
     runtime = "TensorRT 99, a GPU"
 
-    def __init__(self, graph, plan, inputs, outputs, profiles, device):
+    def __init__(self, graph, plan, inputs, outputs, profiles, device, **flags):
         if not plan.is_file():
             plan.write_bytes(b"plan")
             Other.built += (plan,)
-        Other.given = {"graph": graph, "profiles": profiles, "outputs": outputs, "device": device}
+        Other.given = {"graph": graph, "outputs": outputs} | flags
 
     def __call__(self, **inputs):
         return {"y": Other.factor * Other.module(inputs["x"])}
@@ -276,6 +276,42 @@ def test_another_gpu_version_or_shape_is_another_plan_of_the_same_graph(on_tenso
         setattr(Other, change, "another")
         on_tensorrt()
     assert [entry.facts["name"] for entry in entries()] == ["scorer-onnx"] + 2 * ["scorer-tensorrt"]
+
+
+def test_version_compatible_plans_are_others_and_serve_later_versions(on_tensorrt, monkeypatch):
+    on_tensorrt()
+    assert not Other.given["version_compatible"]
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", "1")
+    for Other.version in ("99", "100"):
+        on_tensorrt()
+        assert Other.given["version_compatible"]
+    assert len(Other.built) == 2
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", "0")
+    on_tensorrt()  # with version 100
+    assert not Other.given["version_compatible"]
+    assert len(Other.built) == 3
+
+
+def test_a_wrong_wish_for_version_compatible_plans_is_one_line(on_tensorrt, monkeypatch):
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", "yes")
+    with pytest.raises(InputError, match=r"^DDPO3D_TENSORRT_VERSION_COMPATIBLE: expected 0 or 1, got 'yes'$"):
+        on_tensorrt()
+
+
+def test_a_version_compatible_plan_is_the_adapters_own(on_tensorrt, monkeypatch, quiet):
+    """As it cannot be refitted."""
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", "1")
+    assert on_tensorrt(base=Tower()).runtime == Other.runtime
+    graph, _ = entries()
+    assert Other.given["graph"] == graph.path / "model.onnx"
+    assert (Other.given["refittable"], Other.given["version_compatible"]) == (False, True)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_other_runtimes_leave_the_base_alone(network, quiet, runtime):
+    y = load_network(replace(network, base=Tower()), runtime=runtime)(**network.inputs)["y"]
+    assert torch.allclose(y, network.module(network.inputs["x"]), atol=1e-6)
+    assert len(entries()) == (runtime == "onnxruntime")
 
 
 def test_a_plan_that_disagrees_gives_way_to_torch(on_tensorrt):

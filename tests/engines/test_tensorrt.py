@@ -19,6 +19,8 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -29,8 +31,9 @@ from torch import nn
 
 from ddpo3d_fast.engines import Network, load
 from ddpo3d_fast.engines import tensorrt as room
+from ddpo3d_fast.engines.cache import entries
 from ddpo3d_fast.engines.tensorrt import TensorRTEngine, unavailable, version
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import FallbackWarning, InputError
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(room.__file__)
@@ -445,6 +448,32 @@ def test_refit_of_half_precision(make, graphs, tmp_path):
     assert agree(engine(**given), expected(other, given), 3e-3)
 
 
+def in_a_node(graph: Path, name: str, path: Path) -> Path:
+    """The graph with an initialiser turned into a constant node."""
+    model = onnx.load(str(graph))
+    tensor = initialiser(model, name)
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    model.graph.initializer.remove(tensor)
+    onnx.save(model, str(path))
+    return path
+
+
+def test_refit_gives_the_weights_of_constants_too(make, graphs, monkeypatch, tmp_path):
+    """TensorRT has them by the node's output, and misses those that it has folded into others."""
+    initialisers = fake.Refitter._weights
+
+    def with_constants(refitter):
+        constants = [node for node in refitter._engine._model.graph.node if node.op_type == "Constant"]
+        tensors = {node.output[0]: node.attribute[0].t for node in constants}
+        return initialisers(refitter) | {name: t for name, t in tensors.items() if t.data_type in (1, 10, 16)}
+
+    monkeypatch.setattr(fake.Refitter, "_weights", with_constants)
+    base = in_a_node(graphs.single, "first.bias", tmp_path / "base.onnx")
+    engine, given = make(base, refittable=True), inputs(2, 8)
+    engine.refit(in_a_node(graphs.other, "first.bias", tmp_path / "other.onnx"))
+    assert agree(engine(**given), expected(Small(1), given))
+
+
 def test_refit_waits_for_work_under_way(make, graphs, state):
     engine = make(refittable=True)
     state.calls.clear()
@@ -603,7 +632,9 @@ def without_gpu(function):
 
 @pytest.fixture
 def loading(monkeypatch, tmp_path):
-    """As if a CUDA tensor could be had, and TensorRT's package were installed."""
+    """As if a CUDA tensor could be had, and TensorRT's package were installed. torch runs on the CPU."""
+    make = load.TorchEngine
+    monkeypatch.setattr(load, "TorchEngine", lambda network, device, dtype: make(network, "cpu", dtype))
     monkeypatch.setattr(load, "_on", lambda tensors, device: tensors)
     monkeypatch.setattr(load, "export", without_gpu(load.export))
     known = importlib.metadata.version
@@ -625,6 +656,55 @@ def test_load_network_builds_and_probes_it_once_or_says_why_not(loading, graphs,
         assert count(state, "Builder") == builds
     for given in (inputs(1, 8), inputs(3, 16)):
         assert agree(engine(**given), expected(graphs.module, given))
+
+
+def adapted(seed: int) -> Network:
+    """Small(0) with other weights, as an adapter would give them."""
+    return replace(network(seed), base=network(0).module)
+
+
+def test_adapters_share_one_plan_of_their_base_refitted(loading, graphs, state):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        for seed, builds in ((1, 1), (2, 0)):
+            state.calls.clear()
+            engine = load.load_network(adapted(seed), "cuda", "tensorrt", torch.float32)
+            assert engine.runtime.startswith("TensorRT")
+            assert (count(state, "Builder"), count(state, "refit_cuda_engine_async")) == (builds, 1)
+            for given in (inputs(1, 8), inputs(3, 16)):
+                assert agree(engine(**given), expected(Small(seed), given))
+        assert [entry.facts["name"] for entry in entries()] == 3 * ["unet-onnx"] + ["unet-tensorrt"]
+        # Without an adapter it is the same graph and probe, and a plan that need not be refitted.
+        engine = load.load_network(network(0), "cuda", "tensorrt", torch.float32)
+    assert agree(engine(**inputs(2, 8)), expected(graphs.module, inputs(2, 8)))
+    flags = [fake._plan(e.path / "model.plan")[1] for e in entries() if e.facts["name"] == "unet-tensorrt"]
+    assert sorted(flags, key=len) == [set(), {"REFIT"}]
+    assert len(entries()) == 5
+
+
+@pytest.mark.parametrize("graph", ["base", "none"])
+def test_a_refit_that_leaves_other_weights_gives_way_to_torch(loading, monkeypatch, graph):
+    """The probe is the adapted network's."""
+    refit = TensorRTEngine.refit
+    wrong = {"base": lambda engine, _: refit(engine, engine._graph), "none": lambda *_: None}[graph]
+    monkeypatch.setattr(TensorRTEngine, "refit", wrong)
+    with pytest.warns(FallbackWarning, match=r"^unet: TensorRT .* gives another .*; torch .* instead"):
+        engine = load.load_network(adapted(1), "cuda", "tensorrt", torch.float32)
+    assert agree(engine(**inputs(2, 8)), expected(Small(1), inputs(2, 8)))
+
+
+def test_a_version_compatible_plan_is_built_once_for_later_versions(loading, graphs, state, monkeypatch):
+    """Also for an adapter, which gets one of its own."""
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", "1")
+    for release, builds in (("10.13.3.9", 1), ("11.4.0.106", 0)):
+        monkeypatch.setattr(fake, "__version__", release)
+        for seed, given in ((0, network(0)), (1, adapted(1))):
+            state.calls.clear()
+            engine = load.load_network(given, "cuda", "tensorrt", torch.float32)
+            assert (count(state, "Builder"), count(state, "Refitter")) == (builds, 0)
+            assert agree(engine(**inputs(2, 8)), expected(Small(seed), inputs(2, 8)))
+    plans = [fake._plan(e.path / "model.plan") for e in entries() if e.facts["name"] == "unet-tensorrt"]
+    assert [plan[:2] for plan in plans] == 2 * [("10.13.3.9", {"VERSION_COMPATIBLE"})]
 
 
 # Where it cannot be used
@@ -785,7 +865,8 @@ def test_all_that_it_uses_is_in_the_real_bindings(read, folder, tmp_path_factory
     # Nothing escapes: no member that TensorRT has is asked of something whose type mypy does not know.
     everything = set().union(*known.values())
     unknown = {member for kind, member in used if kind == "Any" and member in everything}
-    assert unknown == {"shape", "type", "name"}  # of torch's tensors and devices, and onnx's initialisers
+    # Of torch's tensors and devices, of onnx's initialisers, of NumPy's arrays.
+    assert unknown == {"shape", "type", "name", "data"}
 
 
 @needs_bindings

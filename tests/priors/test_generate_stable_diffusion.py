@@ -83,6 +83,7 @@ def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_non
         ("--preset nfsd --negative-prompt", "--negative-prompt: expected what to stay away from"),
         ("--codec nowhere", "--codec: "),
         ("--lora nowhere.safetensors", "nowhere.safetensors"),
+        ("--picture-scales 0.3", "--render-scales, --picture-scales: expected pictures"),
         ("--render-scales 1.5", "--render-scales, --picture-scales: expected pictures"),
         ("--reward embedded --preset ultra", "--preset: expected one of draft, standard, high, csd, nfsd, "),
     ],

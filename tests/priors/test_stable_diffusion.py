@@ -6,12 +6,14 @@ import json
 import pickle
 import shutil
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_stable_diffusion import make_pipeline, make_tiny_vae, make_unet, make_vae, save_pipeline
 
+from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors import Call, EmbeddedPrior, StableDiffusionPrior, load_prior
@@ -316,7 +318,9 @@ def test_other_noise_schedules_are_read_from_the_configuration(sd, changes):
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"} | changes
     scheduler(**config).save_pretrained(sd / "scheduler")
     prior = on_torch(sd)
-    assert torch.allclose(prior.alphas_cumprod, scheduler(**config).alphas_cumprod, rtol=1e-6)
+    expected = scheduler(**config).alphas_cumprod
+    assert torch.allclose(prior.alphas_cumprod, expected, rtol=1e-6, atol=2**-24)
+    assert prior.alphas_cumprod.min() > 0  # at zero terminal SNR, too
     assert prior.prediction_type == changes.get("prediction_type", "epsilon")
 
 
@@ -630,6 +634,41 @@ def test_adapters_add_up_and_are_fused_in_full_precision(sd, tmp_path):
         add_by_hand(sd / UNET_WEIGHTS, adapter, [scale] * len(MODULES))
     assert relative(guess(single), guess(on_torch(sd))) < 1e-5
     assert torch.equal(guess(half), guess(on_torch(sd, dtype=torch.bfloat16)))
+
+
+def test_adapters_of_text_encoders_add_up_too(sd, tmp_path):
+    path, lora = sd / "text_encoder/model.safetensors", []
+    adapters = [pairs(load_file(path), TEXT_MODULES, rank=2, seed=seed) for seed in (4, 5)]
+    for adapter, scale in zip(adapters, (0.5, -0.25), strict=True):
+        lora.append((tmp_path / f"{scale}.safetensors", scale))
+        save_file(in_diffusers_format({}, adapter), lora[-1][0], {"format": "pt"})
+    base, got = guess(on_torch(sd)), guess(on_torch(sd, lora=lora))
+    for adapter, scale in zip(adapters, (0.5, -0.25), strict=True):
+        add_by_hand(path, adapter, [scale] * len(TEXT_MODULES))
+    assert relative(got, guess(on_torch(sd))) < 1e-5
+    assert relative(base, got) > 1e-4
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "torch"])
+def test_tensorrt_alone_gets_the_unet_before_its_adapters(sd, tmp_path, monkeypatch, runtime):
+    """To the bit as a run without adapters has it, so that both use one graph."""
+    networks, load = [], room.load_network
+    monkeypatch.setattr(room, "load_network", lambda n, *args: networks.append(n) or load(n, *args))
+    monkeypatch.setattr(room, "choose_runtime", lambda *_: runtime)
+    weights = load_file(sd / UNET_WEIGHTS)
+    half = {name: (1.01 * tensor).half() for name, tensor in weights.items()}  # other numbers than the full
+    save_file(half, sd / "unet/diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
+    file, adapter = tmp_path / "style.safetensors", pairs(weights, MODULES, rank=2, seed=8)
+    save_file(in_diffusers_format(adapter, {}), file, {"format": "pt"})
+    for lora in ([(file, 0.5)], []):
+        on_torch(sd, dtype=torch.bfloat16, lora=lora)
+    adapted, plain = networks
+    assert plain.base is None
+    if runtime == "torch":
+        assert adapted.base is None
+    else:
+        assert fingerprint(replace(adapted, module=adapted.base)) == fingerprint(plain)
+        assert fingerprint(adapted)["weights"] != fingerprint(plain)["weights"]
 
 
 @pytest.mark.parametrize("damage", ["none", "bin", "garbage", "another", "misfit", "lost"])

@@ -1,0 +1,84 @@
+"""Steps that are captured once and replayed, by a capture that stands for CUDA's."""
+
+import pytest
+import torch
+
+from ddpo3d_fast import graphs
+from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.graphs import StepGraphs
+
+CPU = torch.device("cpu")
+
+
+def double(tensors):
+    return {"twice": 2 * tensors["number"]}
+
+
+def number(value):
+    return {"number": torch.tensor([float(value)])}
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Keys of what was captured, in order; a replay calls the function again, into the same tensors."""
+    functions = []
+
+    def capture(function):
+        outputs = {name: torch.zeros_like(tensor) for name, tensor in function().items()}
+        functions.append(function)
+
+        def replay():
+            for name, tensor in function().items():
+                outputs[name].copy_(tensor)
+
+        return replay, outputs
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    return functions
+
+
+def test_the_first_call_is_an_ordinary_one_the_second_is_captured_and_all_give_their_own_numbers(captured):
+    steps = StepGraphs(CPU)
+    results = []
+    for value in (1, 2, 3, 4):
+        results.append(float(steps("key", double, number(value))["twice"]))
+        assert len(captured) == min(value - 1, 1)
+    assert results == [2, 4, 6, 8]
+
+
+def test_every_key_has_its_graph_until_all_are_forgotten(captured):
+    steps = StepGraphs(CPU)
+    for _ in range(3):
+        steps("one", double, number(1))
+        steps("other", double, number(2))
+    assert len(captured) == 2
+    steps.forget()
+    assert float(steps("one", double, number(5))["twice"]) == 10
+    assert len(captured) == 2
+    steps("one", double, number(6))
+    assert len(captured) == 3
+
+
+def test_inputs_are_copied_so_that_the_callers_tensors_are_theirs(captured):
+    steps, inputs = StepGraphs(CPU), number(1)
+
+    def spoil(tensors):
+        tensors["number"].zero_()
+        return {}
+
+    steps("key", spoil, inputs)
+    StepGraphs(CPU, enabled=False)("key", spoil, inputs)
+    assert inputs["number"] == 1
+
+
+def test_what_cannot_be_captured_runs_on_with_one_warning_that_says_why(monkeypatch):
+    def refuse(function):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    steps = StepGraphs(CPU)
+    assert float(steps("key", double, number(1))["twice"]) == 2
+    with pytest.warns(FallbackWarning, match=r"cannot be captured .*\(operation not permitted") as warned:
+        results = [float(steps("key", double, number(value))["twice"]) for value in (2, 3, 4)]
+    assert results == [4, 6, 8]
+    assert len(warned) == 1
