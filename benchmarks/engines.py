@@ -38,7 +38,7 @@ from timing import timed
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.config import is_embedded
-from ddpo3d_fast.control import one_torch_thread
+from ddpo3d_fast.control import torch_threads
 from ddpo3d_fast.engines import RUNTIMES, unavailable
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 from ddpo3d_fast.files import write_text
@@ -82,7 +82,7 @@ def ways(calls: dict[str, Function], device: torch.device) -> dict[str, Function
         call()
         timed_calls[runtime] = _waiting(call) if device.type == "cuda" else call
         if device.type == "cpu" and runtime == "torch":
-            timed_calls["torch 1 thread"] = one_torch_thread()(call)
+            timed_calls["torch 1 thread"] = torch_threads(1)(call)
         if device.type == "cuda":
             kept: dict[str, Any] = {}
 

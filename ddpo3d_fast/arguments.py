@@ -206,8 +206,14 @@ def generate_settings(words: Sequence[str]) -> Generate:
 
 
 def to_config(settings: Generate) -> Config:
-    """The configuration of the run, without what concerns the command alone."""
-    return Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
+    """The configuration of the run, without what concerns the command alone; a model's folder is absolute, so
+    that the run can be resumed from elsewhere."""
+    config = Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
+    folder = Path(config.distillation.model).expanduser()
+    if config.distillation.model == "embedded" or not folder.is_dir():
+        return config
+    distillation = dataclasses.replace(config.distillation, model=str(folder.resolve()))
+    return dataclasses.replace(config, distillation=distillation)
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import json
 import logging
@@ -70,6 +71,8 @@ PACKAGES = {
 }
 FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else
 _CHUNK = 8  # views rendered at a time
+# What a path of the user's may bring about, wherever it is looked at.
+_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if verbose:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in _USERS_ERRORS:
+            return _fail(f"{error.filename}: {error.strerror}", 2)
         if isinstance(error, (ValueError, TypeError)) and _raised_by_kernels(error):
             return _fail(str(error), 2)
         return _fail(f"{type(error).__name__}: {error}{'' if verbose else ' (-v shows where)'}", 1)
@@ -335,7 +340,7 @@ def _build_engines(words: list[str]) -> None:
     device = choose_device(config.device)[0]
     before = {entry.path for entry in entries()}
     prior, scorer = load_models(config, device)
-    # Engines are made when they are first called, so each is.
+    # Each is tried, too.
     size = prior.picture_size
     pictures = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     latents, pull_back = prior.codec.encode_with_vjp(pictures)

@@ -162,7 +162,8 @@ _EMBEDDED: dict[str, _Changes] = {
     "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 10000}},
 }
 # DreamGaussian's text recipe (arXiv 2309.16653): its schedule, rates and guidance. Ours: a second noise for
-# the policy gradient, relocation for cloning, one decay for all rates, weaker guidance of what is scored.
+# the policy gradient, relocation for cloning, one decay for all rates, weaker guidance of what is scored; and
+# cameras, backgrounds and the first cloud as everywhere here.
 _STABLE_DIFFUSION: _Changes = {
     "schedule": {
         "steps": 500,
@@ -211,14 +212,20 @@ def preset(name: str, prompt: str = "", model: str = "embedded") -> Config:
     """The configuration that a preset stands for with a model: the embedded prior, or one of Stable
     Diffusion's. Raises InputError for a name that the model's presets do not have."""
     embedded = is_embedded(model)
-    presets = _EMBEDDED if embedded else _STABLE_DIFFUSION_PRESETS
-    if name not in presets:
-        kind = "the embedded prior" if embedded else "Stable Diffusion"
-        raise InputError(f"--preset: expected one of {', '.join(presets)} for {kind}, got {name!r}")
+    presets = _check_preset(name, embedded)
     config = Config(prompt=prompt, preset=name)  # type: ignore[arg-type]
     for changes in (presets[name],) if embedded else (_STABLE_DIFFUSION, presets[name]):
         config = _changed(config, changes)
     return _changed(config, {"distillation": {"model": model}})
+
+
+def _check_preset(name: str, embedded: bool) -> dict[str, _Changes]:
+    """The presets of a kind of model, once `name` is one of them. InputError if not."""
+    presets = _EMBEDDED if embedded else _STABLE_DIFFUSION_PRESETS
+    if name not in presets:
+        kind = "the embedded prior" if embedded else "Stable Diffusion"
+        raise InputError(f"--preset: expected one of {', '.join(presets)} for {kind}, got {name!r}")
+    return presets
 
 
 def _changed(config: Config, changes: _Changes) -> Config:
@@ -259,14 +266,18 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def adapter(text: str) -> tuple[str, float]:
-    """A LoRA's file and scale from FILE[=SCALE]. Raises InputError for a scale that is no finite number."""
-    file, equals, scale = text.rpartition("=")
-    if not equals:
+    """A LoRA's file and scale from FILE[=SCALE]; what follows the last = of a file's own name is no number.
+
+    Raises InputError for a scale that is not finite.
+    """
+    file, _, scale = text.rpartition("=")
+    try:
+        value = float(scale)
+    except ValueError:
         return text, 1.0
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(scale)):
-            return file, value
-    raise InputError(f"--lora: expected FILE or FILE=SCALE with a finite number, got {text!r}")
+    if not file or not math.isfinite(value):
+        raise InputError(f"--lora: expected FILE or FILE=SCALE with a finite number, got {text!r}")
+    return file, value
 
 
 def flag(name: str) -> str:
@@ -297,7 +308,9 @@ def validate(config: Config) -> Config:
         scales = getattr(config.schedule, name)
         if not scales or any(not 0.1 <= scale <= 16 for scale in scales):
             raise InputError(f"{flag(name)}: expected one or more numbers from 0.1 to 16, got {scales}")
-    if is_embedded(config.distillation.model) and set(config.schedule.picture_scales) != {1.0}:
+    embedded = is_embedded(config.distillation.model)
+    _check_preset(config.preset, embedded)  # of a file that names another model
+    if embedded and set(config.schedule.picture_scales) != {1.0}:
         raise InputError(
             f"--picture-scales: expected 1 with the embedded prior, which knows one size, "
             f"got {config.schedule.picture_scales}"

@@ -50,6 +50,7 @@ from ddpo3d_fast.schedule import (
 CHECKPOINT_EVERY = 50  # steps
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
+LOST_STEPS = 10  # without a finite loss, on end, after which a run is given up
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
 
@@ -95,7 +96,8 @@ def predictions(config: Config) -> int:
 
 
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
-    """The prior of a run and, where it uses one, its reward. Raises InputError."""
+    """The prior of a run and, where it uses one, its reward, all engines made: to build one takes long, which
+    is no step's business. Raises InputError."""
     model, wishes = config.distillation, config.reward
     dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
     rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()  # before a long load
@@ -109,7 +111,12 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
         model.interpolate_views,
         calls_of(config.schedule, predictions(config)),
     )
-    return prior, make_reward(rewards, device, model.runtime, dtype) if rewards else None
+    prior.codec.prepare(decodes=wishes.policy_weight > 0)
+    if not rewards:
+        return prior, None
+    reward = make_reward(rewards, device, model.runtime, dtype)
+    reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
+    return prior, reward
 
 
 def read(metrics: dict[str, Tensor]) -> dict[str, float]:
@@ -204,7 +211,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             )
         return metrics | {"alpha": views.alpha.mean()}
 
-    step = first - 1
+    step, lost = first - 1, 0
     with deferred_interrupt() as interrupted:
         for step in range(first, schedule.steps + 1):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)  # no state to carry
@@ -249,6 +256,12 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
 
             progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
             rows.append(progress | numbers)
+            lost = 0 if math.isfinite(numbers["loss"]) else lost + 1
+            if lost == LOST_STEPS:
+                raise InputError(
+                    f"--model: {config.distillation.model} has given no number in {lost} steps on end, the "
+                    f"last of them step {step}: its weights are damaged, or too much for {prior.runtime}"
+                )
             observer(rows[-1] | {"stage": "distill", "seconds": time.perf_counter() - started})
             if interrupted():
                 break

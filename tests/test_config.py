@@ -62,11 +62,15 @@ def test_a_written_configuration_comes_back_whatever_its_model():
         ({"guidance_rescale": 1.5}, "--guidance-rescale: expected a number from 0 to 1, got 1.5"),
         ({"picture_scales": (1.0, 0.5)}, "--picture-scales: expected 1 with the embedded prior"),
         ({"dead_opacity": 0.0}, "--dead-opacity: expected a number from 1e-06 to 0.999, got 0.0"),
-        ({"lora": ("a.safetensors=much",)}, "--lora: expected FILE or FILE=SCALE with a finite number"),
+        (
+            {"model": "sd21", "residual": "csd", "preset": "ultra"},
+            "--preset: expected one of draft, standard",
+        ),
+        ({"lora": ("a.safetensors=inf",)}, "--lora: expected FILE or FILE=SCALE with a finite number"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
-    config = Config(prompt="a")
+    config = Config(prompt="a", preset=changes.get("preset", "standard"))
     for name in ("schedule", "scene", "distillation"):
         part = getattr(config, name)
         fields = {field: value for field, value in changes.items() if hasattr(part, field)}
@@ -77,7 +81,12 @@ def test_settings_that_do_not_go_together_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a.safetensors", ("a.safetensors", 1.0)), ("dir/a=0.5", ("dir/a", 0.5)), ("a=b=-2", ("a=b", -2.0))],
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("dir/a=0.5", ("dir/a", 0.5)),
+        ("a=b=-2", ("a=b", -2.0)),
+        ("a=b/c", ("a=b/c", 1.0)),
+    ],
 )
 def test_an_adapter_is_a_file_and_a_scale(text, expected):
     assert adapter(text) == expected

@@ -125,6 +125,7 @@ def _build(path: Path, facts: dict[str, Any], build: Callable[[Path], dict[str, 
         (temporary / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
         for name in (*files, MANIFEST):
             flush(temporary / name)
+        temporary.chmod(0o755)  # mkdtemp's are their maker's alone
         os.rename(temporary, path)
         flush(path.parent)
     except BaseException:

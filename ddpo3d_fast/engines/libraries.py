@@ -13,6 +13,9 @@ import torch
 
 from ddpo3d_fast.errors import InputError, first_line
 
+# A name on the Hugging Face hub, owner/name, by its own rules; `./folder` is none.
+HUB_NAME = re.compile(r"(?=.{1,96}$)(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?")
+
 
 def library(name: str, purpose: str) -> ModuleType:
     """The module `name`, a package of the extra `generate`.

@@ -91,6 +91,8 @@ def load_network(
                 warnings.warn(f"{rejected}; {engine.runtime} runs it instead", FallbackWarning, stacklevel=2)
             return engine
         rejected = f"{network.name}: {engine.runtime} gives another {output}, relative error {error:.1e}"
+        if name != "torch":  # a file of the cache may be damaged
+            rejected += " (`ddpo3d-fast engines clear` lets it be built anew)"
     raise InputError(rejected)
 
 

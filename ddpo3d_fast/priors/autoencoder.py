@@ -85,6 +85,13 @@ class AutoencoderCodec:
             self.dtype = self._encoder.dtype  # fp32 where fp16 has disagreed
             self._on_torch = placed(self._to_latents, self.device, self.dtype, torch.channels_last)
 
+    def prepare(self, decodes: bool) -> None:
+        """Loads, or builds, the engines that would else be made at their first call."""
+        if self._on_torch is None:
+            _ = self._encoder_vjp
+        if decodes:
+            _ = self._decoder
+
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures. Raises ValueError for sizes that are no multiples of the factor."""
         return self._encoder(pictures=self._checked(pictures))["latents"]

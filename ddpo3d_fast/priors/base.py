@@ -12,6 +12,9 @@ from torch import Tensor
 class Codec(Protocol):
     """Between pictures [V, 3, H, W] in [0, 1] and latents [V, C, h, w], float32, on the prior's device."""
 
+    def prepare(self, decodes: bool) -> None:
+        """Makes now what would be made at the first call of the rest, of `decode` if it will be called."""
+
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents of pictures."""
 

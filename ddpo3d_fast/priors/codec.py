@@ -14,6 +14,9 @@ class PatchCodec:
     def __init__(self, patch: int) -> None:
         self.patch = patch
 
+    def prepare(self, decodes: bool) -> None:
+        """Nothing to make."""
+
     def encode(self, pictures: Tensor) -> Tensor:
         return pixel_unshuffle(pictures * 2 - 1, self.patch)
 

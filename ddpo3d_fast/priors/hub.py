@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ddpo3d_fast.engines.libraries import library
+from ddpo3d_fast.engines.libraries import HUB_NAME, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
 
 # Repositories come and go: Stable Diffusion 1.5's was deleted in August 2024, 2.1's in November 2025. So
@@ -35,7 +35,6 @@ CODECS: dict[str, tuple[str, ...]] = {
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")  # the parts of a pipeline that have weights
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 _TOKENIZER_FILES = re.compile(r"(vocab|tokenizer|tokenizer_config|special_tokens_map)\.json|merges\.txt")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def find_model(
         return path
     if path.is_file():
         raise InputError(f"{argument}: expected a folder in diffusers' format, got a file, {name!r}")
-    repositories = aliases.get(name) or ((name,) if _REPOSITORY.fullmatch(name) else ())
+    repositories = aliases.get(name) or ((name,) if HUB_NAME.fullmatch(name) else ())
     if not repositories:
         shipped = [f"`{alias}`" for alias, homes in aliases.items() if not homes]
         published = ", ".join(alias for alias, homes in aliases.items() if homes)

@@ -42,6 +42,9 @@ class Reward(Protocol):
     def runtime(self) -> str:
         """For people: what runs it."""
 
+    def prepare(self, gradient: bool) -> None:
+        """Makes now what the first call of `score`, or with `gradient` of `score_vjp`, would make."""
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B]."""
 
@@ -57,6 +60,9 @@ class EmbeddedReward:
     def __init__(self, device: torch.device | str = "cpu", runtime: str = "auto") -> None:
         self.scorer = EmbeddedScorer(device=device, runtime=runtime)
         self.runtime = self.scorer.runtime
+
+    def prepare(self, gradient: bool) -> None:
+        """Nothing to make."""
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.scorer.score(images)
@@ -93,6 +99,9 @@ class FunctionReward:
         with torch.enable_grad():
             scores = self._call(probe.to(device).requires_grad_(), ["a red ball", "a blue cube"])
         self.differentiable = scores.requires_grad
+
+    def prepare(self, gradient: bool) -> None:
+        """Nothing to make."""
 
     def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
         try:
@@ -135,6 +144,10 @@ class WeightedReward:
         self.differentiable = any(reward.differentiable for reward, _ in self.parts)
         self.capturable = all(reward.capturable for reward, _ in self.parts)
         self.runtime = " + ".join(dict.fromkeys(reward.runtime for reward, _ in self.parts))
+
+    def prepare(self, gradient: bool) -> None:
+        for reward, _ in self.parts:
+            reward.prepare(gradient and reward.differentiable)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return torch.stack([weight * reward.score(images, prompts) for reward, weight in self.parts]).sum(0)

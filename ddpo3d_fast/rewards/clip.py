@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from ddpo3d_fast.engines import Engine, Network, load_network
-from ddpo3d_fast.engines.libraries import library
+from ddpo3d_fast.engines.libraries import HUB_NAME, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
 
 OPENAI = "ViT-L-14-quickgelu:openai"  # plain ViT-L-14 has another GELU, and features of no use
 CONFIG = "open_clip_config.json"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -161,6 +159,12 @@ class TowerReward:
         constant = direction.float() if isinstance(direction, Tensor) else None
         self._module = Scorer(tower, constant, scale, bias).eval()
         self._texts: dict[str, Tensor] = {}
+
+    def prepare(self, gradient: bool) -> None:
+        """Loads, or builds, the engines that would else be made at their first call."""
+        _ = self._scorer
+        if gradient:
+            _ = self._scorer_vjp
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B].
@@ -339,7 +343,7 @@ def hub_file(repository: str, files: Sequence[str], name: str) -> Path:
 
     InputError, one line with what is missing and how to get it, where neither has.
     """
-    if not _REPOSITORY.fullmatch(repository):
+    if not HUB_NAME.fullmatch(repository):
         raise InputError(
             f"--reward: {name}: expected a local path or OWNER/NAME on the hub, found no {repository!r}"
         )

@@ -116,6 +116,9 @@ def test_build_calls_every_network_of_any_prior_and_reward(
         def decode(self, latents: Tensor) -> None:
             called.append("decode")
 
+        def prepare(self, **wishes: bool) -> None:
+            called.append(f"prepare {wishes}")
+
         def score(self, images: Tensor, prompts: list[str]) -> None:
             called.append("score")
 
@@ -135,7 +138,9 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     words = "--model sd21 --preset thrifty --reward clip --reward hps --device cpu --runtime onnxruntime"
     words += " --precision bf16 --codec taesd --lora style.safetensors=0.5"
     assert command("engines", "build", *words.split()).out == "sd21: a runtime\n"
-    assert sorted(called) == ["decode", "encode (1, 3, 24, 24)", "score", "score_vjp", "vjp"]
+    prepared = [f"prepare {wishes}" for wishes in ({"decodes": True}, {"gradient": True})]
+    assert called[:2] == prepared
+    assert sorted(called[2:]) == ["decode", "encode (1, 3, 24, 24)", "score", "score_vjp", "vjp"]
     cpu, scales = torch.device("cpu"), preset("thrifty", model="sd21").schedule.picture_scales
     prior, reward = loaded
     assert prior[:4] == ("sd21", cpu, torch.bfloat16, "onnxruntime")

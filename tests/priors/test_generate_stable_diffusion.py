@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from ddpo3d_fast import generate as loop
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.config import preset
+from ddpo3d_fast.engines.cache import entries
 from ddpo3d_fast.run import RunFolder
 
 PRESETS = ("draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty")
@@ -29,7 +32,7 @@ def run(folder, name, output, **changes):
     few = {
         "schedule": dataclasses.replace(config.schedule, steps=10, views=2),
         "scene": dataclasses.replace(config.scene, gaussians=200, relocate_every=4),
-        "distillation": dataclasses.replace(config.distillation, runtime="torch", **changes),
+        "distillation": dataclasses.replace(config.distillation, **{"runtime": "torch"} | changes),
         "reward": dataclasses.replace(config.reward, reward=("embedded",)),
     }
     config = dataclasses.replace(config, output=output, device="cpu", **few)
@@ -69,6 +72,33 @@ def test_the_command_line_names_folder_runtime_and_reward(folders, tmp_path, cap
     assert written["distillation"]["model"] == str(folders["sd15"])
 
 
+def test_on_onnx_runtime_the_steps_are_those_on_torch(folders, tmp_path):
+    """What a CPU chooses by itself: every network exported, built before the first step, and used."""
+    torch_rows = run(folders["sd15"], "draft", tmp_path / "torch")
+    rows = run(folders["sd15"], "draft", tmp_path / "onnx", runtime="auto")
+    assert rows[0]["loss"] == pytest.approx(torch_rows[0]["loss"], rel=1e-4)
+    written = yaml.safe_load((tmp_path / "onnx" / "config.yaml").read_text())
+    assert written["provenance"]["engine"].startswith("ONNX Runtime ")
+    assert {entry.facts["name"].partition("-")[0] for entry in entries()} >= {"unet", "encoder", "decoder"}
+
+
+def test_a_model_that_gives_no_numbers_is_given_up(folders, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["sd15"], folder)
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    tensors["conv_in.bias"].fill_(math.nan)
+    save_file(tensors, weights, {"format": "pt"})
+    words = (
+        f"--model {folder} --steps 20 --gaussians 50 --runtime torch --reward embedded --device cpu --quiet"
+    )
+    assert main(["generate", "--prompt", "a red", "--output", str(tmp_path / "run"), *words.split()]) == 2
+    line = capsys.readouterr().err
+    assert "has given no number in 10 steps on end, the last of them step 10" in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run" / "asset.ply").exists()
+
+
 def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_none(folders, tmp_path, capsys):
     words = ["generate", "--prompt", "a red view", "--model", str(folders["sd15"]), "--runtime", "torch"]
     words += ["--output", str(tmp_path / "run"), "--steps", "1", "--gaussians", "50", "--quiet"]
@@ -81,6 +111,8 @@ def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_non
     ("words", "message"),
     [
         ("--preset nfsd --negative-prompt", "--negative-prompt: expected what to stay away from"),
+        ("--codec ./nowhere", "--codec: expected "),
+        ("--reward clip@./nowhere", "--reward: clip@./nowhere: expected "),
         ("--codec nowhere", "--codec: "),
         ("--lora nowhere.safetensors", "nowhere.safetensors"),
         ("--picture-scales 0.3", "--render-scales, --picture-scales: expected pictures"),
