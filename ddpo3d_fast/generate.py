@@ -23,7 +23,7 @@ from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.kernels import TileCapacity, get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
-from ddpo3d_fast.rewards import Reward, make_reward
+from ddpo3d_fast.rewards import Reward, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
@@ -100,7 +100,9 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
     is no step's business. Raises InputError."""
     model, wishes = config.distillation, config.reward
     dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
-    rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()  # before a long load
+    rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()
+    if rewards:
+        parse_rewards(rewards)  # what is wrong with a name is told before a long load
     prior = load_prior(
         model.model,
         device,

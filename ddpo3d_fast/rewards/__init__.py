@@ -207,6 +207,25 @@ def _parse(spec: str) -> tuple[str, float]:
     return name.strip(), weight
 
 
+def parse_rewards(specs: Sequence[str]) -> list[tuple[str, float]]:
+    """Names and weights of NAME or NAME=WEIGHT (1 if left out), before anything is loaded.
+
+    InputError for a bad weight or a name that can be none.
+    """
+    parsed = [_parse(spec) for spec in specs]
+    for name, _ in parsed:
+        kind, at, source = name.partition("@")
+        known = name == "embedded" or (kind in TOWER_REWARDS and (source or not at))
+        if not known and not all(name.partition(":")):
+            raise InputError(
+                f"--reward: expected `embedded` or module:function of your own, got {name!r}, which is none "
+                f"of {', '.join(TOWER_REWARDS)} either{suggestion(kind, [*TOWER_REWARDS, 'embedded'])}"
+            )
+    if not parsed:
+        raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
+    return parsed
+
+
 def make_reward(
     specs: Sequence[str],
     device: torch.device | str = "cpu",
@@ -223,24 +242,16 @@ def make_reward(
     function that does not score.
     """
     parts: list[tuple[Reward, float]] = []
-    for spec in specs:
-        name, weight = _parse(spec)
-        kind, at, source = name.partition("@")
+    for name, weight in parse_rewards(specs):
+        kind, _, source = name.partition("@")
         if name == "embedded":
             parts.append((EmbeddedReward(device, runtime), weight))
-        elif kind in TOWER_REWARDS and (source or not at):
+        elif kind in TOWER_REWARDS:
             tower = TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime)
             tower.dtype = dtype
             parts.append((tower, weight))
-        elif all(name.partition(":")):
-            parts.append((FunctionReward(name, _find_function(name), device), weight))
         else:
-            raise InputError(
-                f"--reward: expected `embedded` or module:function of your own, got {name!r}, which is none "
-                f"of {', '.join(TOWER_REWARDS)} either{suggestion(kind, [*TOWER_REWARDS, 'embedded'])}"
-            )
-    if not parts:
-        raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
+            parts.append((FunctionReward(name, _find_function(name), device), weight))
     if len(parts) == 1 and parts[0][1] == 1:
         return parts[0][0]
     return WeightedReward(parts)
