@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ddpo3d_fast.engines import Engine, Network, TorchEngine, load_network
 from ddpo3d_fast.engines.torch import placed
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.parts import load_network_part, read_config
+from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
 
 
 class Call(NamedTuple):
@@ -72,7 +72,10 @@ class AutoencoderCodec:
         self.dtype = dtype
         autoencoder = load_network_part("diffusers", kind, folder, dtype)
         self.factor = 2 ** (len(_channels(autoencoder.config, kind)) - 1)
-        self.latent_channels = int(autoencoder.config.latent_channels)
+        self.latent_channels = check_number(
+            autoencoder.config, "latent_channels", folder / "config.json", True
+        )
+        check_number(autoencoder.config, "scaling_factor", folder / "config.json")
         generator, side = torch.Generator().manual_seed(0), latent_size * self.factor
         self._pictures = torch.rand(2, 3, side, side, generator=generator)
         self._latents = torch.randn(2, self.latent_channels, latent_size, latent_size, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ def load_network_part(package: str, kind: str, folder: Path, dtype: torch.dtype)
             f"{folder}: is no whole {kind}: {len(lacking)} weights are missing, first {lacking[0]}"
         )
     return network.eval().requires_grad_(False)
+
+
+def check_number(config: Any, name: str, path: Path, whole: bool = False) -> Any:
+    """A value of a part's configuration, once it is a positive number. InputError, which names `path`, if
+    not."""
+    value = config.get(name)
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        kind = "whole number" if whole else "number"
+        raise InputError(f"{path}: expected a positive {kind} for {name}, got {value!r}")
+    return value
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -18,7 +18,7 @@ from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.hub import CODECS, find_model, missing_part
 from ddpo3d_fast.priors.lora import Lora
-from ddpo3d_fast.priors.parts import load_network_part, read_config
+from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
 from ddpo3d_fast.priors.views import view_prompts, view_weights
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -90,7 +90,9 @@ class StableDiffusionPrior:
         # Past diffusers' own `to`, which warns of layers to keep in fp32 though this class has none.
         nn.Module.to(unet, dtype=self.dtype)
         self.xl, pooled_dim = _check_conditions(unet.config, self.folder)
-        self._token_dim = int(unet.config.cross_attention_dim)
+        self._token_dim = check_number(
+            unet.config, "cross_attention_dim", self.folder / "unet" / "config.json", whole=True
+        )
 
         half = self.dtype != torch.float32
         vae = self.folder / "vae" if codec is None else find_model(str(codec), "--codec", CODECS, half)
@@ -234,8 +236,15 @@ def _noise_schedule(folder: Path) -> tuple[Tensor, str]:
         scheduler = library("diffusers", str(folder)).DDPMScheduler(
             **{name: config[name] for name in _SCHEDULE if name in config}
         )
-    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+    ) as error:  # NotImplementedError is a RuntimeError
         raise InputError(f"{path}: is no noise schedule of diffusers ({first_line(error)})") from error
+    if not len(scheduler.alphas_cumprod):
+        raise InputError(f"{path}: expected at least one timestep, got none")
     # With zero terminal SNR the last is 0, where a clean guess of epsilon has no value.
     return scheduler.alphas_cumprod.float().clamp_min(2**-24), prediction
 
@@ -252,8 +261,9 @@ def _check_conditions(config: Any, folder: Path) -> tuple[bool, int | None]:
     if not xl:
         return False, None
     encoder = folder / "text_encoder_2" / "config.json"
-    pooled = int(read_config(encoder).get("projection_dim", 0))
-    if config.projection_class_embeddings_input_dim != 6 * config.addition_time_embed_dim + pooled:
+    pooled = check_number(read_config(encoder), "projection_dim", encoder, whole=True)
+    sizes = check_number(config, "addition_time_embed_dim", path, whole=True)
+    if config.projection_class_embeddings_input_dim != 6 * sizes + pooled:
         raise InputError(
             f"{path}: expected projection_class_embeddings_input_dim for six numbers and a pooled text of "
             f"{pooled}, got {config.projection_class_embeddings_input_dim}"

@@ -99,6 +99,33 @@ def test_a_model_that_gives_no_numbers_is_given_up(folders, tmp_path, capsys):
     assert not (tmp_path / "run" / "asset.ply").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "name", "value"),
+    [
+        ("sd15", "vae/config.json", "scaling_factor", None),
+        ("sd15", "vae/config.json", "scaling_factor", "a"),
+        ("sd15", "unet/config.json", "cross_attention_dim", [32, 32]),
+        ("sd15", "scheduler/scheduler_config.json", "num_train_timesteps", 0),
+        ("sd15", "scheduler/scheduler_config.json", "trained_betas", []),
+        ("sdxl", "text_encoder_2/config.json", "projection_dim", None),
+        ("sdxl", "unet/config.json", "addition_time_embed_dim", None),
+    ],
+)
+def test_a_damaged_configuration_is_one_line_that_names_it(
+    folders, tmp_path, capsys, kind, part, name, value
+):
+    folder = tmp_path / "model"
+    shutil.copytree(folders[kind], folder)
+    config = json.loads((folder / part).read_text())
+    (folder / part).write_text(json.dumps(config | {name: value}))
+    words = ["generate", "--prompt", "a red view", "--model", str(folder), "--runtime", "torch"]
+    assert main([*words, "--reward", "embedded", "--output", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    assert str(folder / part.partition("/")[0]) in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_none(folders, tmp_path, capsys):
     words = ["generate", "--prompt", "a red view", "--model", str(folders["sd15"]), "--runtime", "torch"]
     words += ["--output", str(tmp_path / "run"), "--steps", "1", "--gaussians", "50", "--quiet"]
