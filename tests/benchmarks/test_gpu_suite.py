@@ -548,7 +548,14 @@ INTERRUPTED = """
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_suite_prints_and_writes_what_there_is(tmp_path: Path, number: signal.Signals) -> None:
     code = INTERRUPTED.format(benchmarks=str(BENCHMARKS), machine=MACHINE, output=str(tmp_path))
-    process = subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        python(code),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     said = []
     for line in process.stdout:
