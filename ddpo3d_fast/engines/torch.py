@@ -31,7 +31,7 @@ class TorchEngine:
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         given = [self._cast(inputs[name].detach()) for name in self._names]
-        with torch.set_grad_enabled(self._gradient), _reproducible(self._gradient):
+        with torch.set_grad_enabled(self._gradient), reproducible(self._gradient):
             results = self._module(*given)
         results = (results,) if isinstance(results, Tensor) else results
         return {
@@ -47,7 +47,7 @@ class TorchEngine:
 
 
 @contextlib.contextmanager
-def _reproducible(gradient: bool) -> Iterator[None]:
+def reproducible(gradient: bool) -> Iterator[None]:
     """cuDNN as it repeats itself to the bit, and without TF32, which would round fp32 to 11 bits; attention
     whose gradient is no sum of atomics, which add in any order."""
     with contextlib.ExitStack() as stack:

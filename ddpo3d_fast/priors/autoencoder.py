@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddpo3d_fast.engines import Engine, Network, TorchEngine, load_network
-from ddpo3d_fast.engines.torch import placed
+from ddpo3d_fast.engines.torch import placed, reproducible
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
 
@@ -112,11 +110,11 @@ class AutoencoderCodec:
                 lambda scaled: self._encoder_vjp(pictures=pictures, grad=scaled)["grad_pictures"], grad
             )
         leaf = pictures.detach().to(self.dtype, memory_format=torch.channels_last).requires_grad_()
-        with torch.enable_grad(), _reproducible():
+        with torch.enable_grad(), reproducible(gradient=True):
             graph = self._on_torch(leaf)
 
         def back(scaled: Tensor) -> Tensor:
-            with _reproducible():
+            with reproducible(gradient=True):
                 (grad,) = torch.autograd.grad(graph, leaf, scaled.to(graph.dtype))
             return grad.to(torch.float32, memory_format=torch.contiguous_format)
 
@@ -225,11 +223,3 @@ def _upcast(device: torch.device) -> torch.dtype:
 
 def _channels(config: Any, kind: str) -> Any:
     return config.block_out_channels if kind == KINDS[0] else config.encoder_block_out_channels
-
-
-@contextlib.contextmanager
-def _reproducible() -> Iterator[None]:
-    """Convolutions and attention whose gradients are the same each time, to the bit, and without TF32."""
-    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with flags, sdpa_kernel(SDPBackend.MATH):
-        yield

@@ -122,7 +122,7 @@ def parse_prompt(text: str, vocabulary: Vocabulary, argument: str) -> Caption:
         trouble = f"does not know {unknown[0]!r}" if unknown else f"found no object in {text!r}"
         raise InputError(
             f"{argument}: the embedded prior {trouble}; it knows {', '.join(vocabulary.objects)} in "
-            f"{', '.join(vocabulary.colors)}; name another prior with --model FOLDER"
+            f"{', '.join(vocabulary.colors)}; Stable Diffusion knows more: --model sd21, or a folder of it"
         )
     if len(set(found)) > 1:
         raise InputError(
