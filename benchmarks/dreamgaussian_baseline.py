@@ -8,9 +8,9 @@ rasterizer, torch's Adam with an eps of 1e-15. The networks are diffusers' modul
 GPU and fp32 on a CPU, for Stable Diffusion 1.x and 2.x; the rasterizer is gsplat on a GPU where it is
 installed, else ours.
 
-Steps, cameras, backgrounds, timesteps, sizes, guidance, first cloud and learning rates are those that
-`generate` has for the same flags, and so is the export. What it leaves out makes it faster: view-dependent
-prompts, the reward, and densification, so that the number of Gaussians stays the same.
+Steps, cameras, backgrounds, timesteps, sizes, guidance, first cloud, learning rates and densification are
+those that `generate` has for the same flags, and so is the export. What it leaves out makes it faster:
+view-dependent prompts, the reward, and carving.
 """
 
 from __future__ import annotations
@@ -34,17 +34,34 @@ from ddpo3d_fast.config import Config, validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import PRECISIONS, export, learning_rates
+from ddpo3d_fast.generate import PRECISIONS, SETTLED, export, first_cloud, learning_rates
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.priors import hub
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.parts import load_network_part
-from ddpo3d_fast.scene import Cameras, Gaussians, initial_cloud, sample_cameras
+from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients, densify
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
-from ddpo3d_fast.schedule import rate_scale_at, resize, sample_backgrounds, sizes_at, timestep_at
+from ddpo3d_fast.schedule import (
+    cameras_at,
+    rate_scales_at,
+    resize,
+    sample_backgrounds,
+    sizes_at,
+    timestep_at,
+)
 
 Leaves = dict[str, Tensor]  # the raw parameters of the Gaussians, which require gradients
-Rasterizer = Callable[..., Tensor]
+
+
+class Rendered(NamedTuple):
+    """One view, with its graph."""
+
+    rgb: Tensor  # [1, N, N, 3]
+    means2d: Tensor  # its .grad after the backward pass: [1, N, 2], of the projected means, in pixels
+    visible: Tensor  # [1, N] bool
+
+
+Rasterizer = Callable[..., Rendered]
 
 
 class Prior(NamedTuple):
@@ -116,8 +133,10 @@ def leaves_of(gaussians: Gaussians) -> Leaves:
     return {name: getattr(gaussians, name).clone().requires_grad_() for name in PARAMETERS}
 
 
-def render(leaves: Leaves, camera: Cameras, side: int, background: Tensor, rasterizer: Rasterizer) -> Tensor:
-    """[1, N, N, 3] of one camera, with its graph; `background` [1, 3]."""
+def render(
+    leaves: Leaves, camera: Cameras, side: int, background: Tensor, rasterizer: Rasterizer
+) -> Rendered:
+    """What one camera sees, `side` pixels wide and high; `background` [1, 3]."""
     return rasterizer(
         means=leaves["means"],
         quats=leaves["quats"],
@@ -132,14 +151,19 @@ def render(leaves: Leaves, camera: Cameras, side: int, background: Tensor, raste
     )
 
 
-def our_rasterizer(**scene: Any) -> Tensor:
-    return kernels.rasterize(**scene).rgb
+def our_rasterizer(**scene: Any) -> Rendered:
+    offsets = scene["means"].new_zeros(1, len(scene["means"]), 2, requires_grad=True)
+    out = kernels.rasterize(**scene, means2d_offsets=offsets)
+    return Rendered(out.rgb, offsets, out.radii > 0)
 
 
-def gsplat_rasterizer(intrinsics: Tensor, **scene: Any) -> Tensor:
+def gsplat_rasterizer(intrinsics: Tensor, **scene: Any) -> Rendered:
     """Not packed, which is the faster for few Gaussians."""
     gsplat = importlib.import_module("gsplat")
-    return gsplat.rasterization(**scene, Ks=intrinsics, near_plane=0.01, packed=False)[0]
+    rgb, _, meta = gsplat.rasterization(**scene, Ks=intrinsics, near_plane=0.01, packed=False)
+    meta["means2d"].retain_grad()
+    radii = meta["radii"].reshape(1, len(scene["means"]), -1)  # one or, in later versions, two an axis
+    return Rendered(rgb, meta["means2d"], (radii > 0).all(-1))
 
 
 def choose_rasterizer(device: torch.device) -> tuple[str, Rasterizer]:
@@ -150,35 +174,69 @@ def choose_rasterizer(device: torch.device) -> tuple[str, Rasterizer]:
 
 def optimise(config: Config, prior: Prior, gaussians: Gaussians, rasterizer: Rasterizer) -> Gaussians:
     """The scene after the steps of `config`, which begin with `gaussians`."""
-    schedule, device = config.schedule, gaussians.device
-    leaves, rates = leaves_of(gaussians), learning_rates(config.scene)
-    optimizer = torch.optim.Adam([{"params": [leaves[name]], "name": name} for name in PARAMETERS], eps=1e-15)
+    schedule, scene, device = config.schedule, config.scene, gaussians.device
+    leaves, rates = leaves_of(gaussians), vars(learning_rates(scene))
+    optimizer, screen = make_optimizer(leaves), ScreenGradients(len(gaussians), device)
     factor, channels = 2 ** (len(prior.vae.config.block_out_channels) - 1), prior.vae.config.latent_channels
     picture_size = factor * prior.unet.config.sample_size
     torch.manual_seed(config.seed)
     for step in range(1, schedule.steps + 1):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         fraction = (step - 1) / schedule.steps
-        cameras = sample_cameras(generator, schedule.views).to(device)
-        backgrounds = sample_backgrounds(generator, schedule.views).to(device)
+        cameras = cameras_at(generator, schedule).to(device)
+        backgrounds = sample_backgrounds(generator, schedule.views, schedule.backgrounds).to(device)
         jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
         low, high = schedule.min_timestep, schedule.max_timestep
         timesteps = timestep_at(fraction, len(prior.alphas_cumprod), low, high, jitter).to(device)
         rendered, seen = sizes_at(schedule, picture_size, fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = getattr(rates, group["name"]) * rate_scale_at(fraction, config.scene.final_rate)
+        for group, scale in zip(
+            optimizer.param_groups, rate_scales_at(fraction, scene).tolist(), strict=True
+        ):
+            group["lr"] = rates[group["name"]] * scale
         for view in range(schedule.views):
             one = slice(view, view + 1)
-            image = render(leaves, cameras[one], rendered, backgrounds[one], rasterizer)
+            image, means2d, visible = render(leaves, cameras[one], rendered, backgrounds[one], rasterizer)
             noises = torch.randn(2, 1, channels, seen // factor, seen // factor, device=device)
             loss = distillation_loss(
                 prior, resize(image, seen), timesteps[one], config.distillation.guidance_scale, *noises
             )
             (loss / schedule.views).backward()
+            screen.add(means2d.grad * schedule.views, visible, rendered)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    means, quats, log_scales, logit_opacities, sh = (leaves[name].detach() for name in PARAMETERS)
-    return Gaussians(means, quats, log_scales, logit_opacities, sh)
+        grows = scene.densify_gradient and scene.relocate_every and step % scene.relocate_every == 0
+        if grows and fraction < SETTLED:
+            more = densify(
+                gaussians_of(leaves, optimizer),
+                screen.mean(),
+                generator,
+                scene.densify_gradient,
+                scene.split_above,
+                scene.max_gaussians,
+                scene.dead_opacity,
+            )
+            leaves = leaves_of(more)
+            optimizer, screen = make_optimizer(leaves, more, step), ScreenGradients(len(more), device)
+    return gaussians_of(leaves, optimizer)
+
+
+def make_optimizer(
+    leaves: Leaves, gaussians: Gaussians | None = None, steps: int = 0
+) -> torch.optim.Optimizer:
+    """Adam, as it is after some steps with the moments of `gaussians`."""
+    optimizer = torch.optim.Adam([{"params": [leaves[name]], "name": name} for name in PARAMETERS], eps=1e-15)
+    if gaussians is not None:
+        for name, leaf in leaves.items():
+            moments = {kind: getattr(gaussians, kind)[name] for kind in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[leaf] = {"step": torch.tensor(float(steps)), **moments}
+    return optimizer
+
+
+def gaussians_of(leaves: Leaves, optimizer: torch.optim.Optimizer) -> Gaussians:
+    """The scene and the optimizer's moments."""
+    states = {name: optimizer.state[leaf] for name, leaf in leaves.items()}
+    moments = ({name: s[kind] for name, s in states.items()} for kind in ("exp_avg", "exp_avg_sq"))
+    return Gaussians(*(leaves[name].detach() for name in PARAMETERS), *moments)
 
 
 def generate(config: Config, folder: Path) -> dict[str, Any]:
@@ -195,7 +253,7 @@ def generate(config: Config, folder: Path) -> dict[str, Any]:
             device,
             PRECISIONS[model.precision],
         )
-        gaussians = initial_cloud(config.scene.gaussians, config.seed).to(device)
+        gaussians = first_cloud(config.scene, config.seed).to(device)
         rasterizer_name, rasterizer = choose_rasterizer(device)
     with clock("loop"):
         gaussians = optimise(config, prior, gaussians, rasterizer)

@@ -96,15 +96,18 @@ void bind_cuda_diffusion(py::module_ &module) {
   module.def(
       "adam_cuda",
       [](const std::vector<AdamGroup> &groups, int64_t step, double beta1, double beta2, double epsilon,
-         Address device_step, Address rate_scale, Address skip, Address cuda_stream) {
+         Address device_step, Address rate_scales, int64_t rate_scale_stride, Address skip,
+         Address cuda_stream) {
         std::vector<AdamParams> params;
         for (const auto &[param, grad, exp_avg, exp_avg_sq, rows, columns, rate, row_rates] : groups)
           params.push_back({floats(param), floats(grad), floats(exp_avg), floats(exp_avg_sq), rows, columns,
                             step, rate, floats(row_rates), beta1, beta2, epsilon});
         adam_cuda(params.data(), int(params.size()),
-                  {pointer<const int64_t>(device_step), floats(rate_scale), pointer<const uint32_t>(skip)},
+                  {pointer<const int64_t>(device_step), floats(rate_scales), rate_scale_stride,
+                   pointer<const uint32_t>(skip)},
                   pointer<void>(cuda_stream));
       },
       py::arg("groups"), py::arg("step"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"),
-      py::arg("device_step"), py::arg("rate_scale"), py::arg("skip"), py::arg("cuda_stream"), release());
+      py::arg("device_step"), py::arg("rate_scales"), py::arg("rate_scale_stride"), py::arg("skip"),
+      py::arg("cuda_stream"), release());
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.util
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _fallbacks_shown(quiet: bool) -> Iterator[None]:
-    """Prints what a run has to do without; other warnings go where they went."""
+def _fallbacks_shown(quiet: bool, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Says, by default on stderr, what a run has to do without; other warnings go where they went."""
+    say = say or functools.partial(print, file=sys.stderr)
     with warnings.catch_warnings():
         others = warnings.showwarning
 
@@ -117,7 +119,7 @@ def _fallbacks_shown(quiet: bool) -> Iterator[None]:
             if not issubclass(category, FallbackWarning):
                 others(message, category, *where)
             elif not quiet:
-                print(f"ddpo3d-fast: {message}", file=sys.stderr)
+                say(f"ddpo3d-fast: {message}")
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
@@ -161,7 +163,8 @@ def _generate(words: list[str]) -> None:
 
     progress = Progress(_style(settings.quiet, settings.json, settings.verbose))
     try:
-        result = generate(config, folder, progress, resume=settings.resume is not None)
+        with _fallbacks_shown(settings.quiet, progress.say):
+            result = generate(config, folder, progress, resume=settings.resume is not None)
     except KeyboardInterrupt:
         progress.close()
         if progress.step == 0:

@@ -33,6 +33,18 @@ class Schedule:
     """where annealing ends"""
     timestep_jitter: float = 0.05
     """half-width of the uniform jitter around the annealed timestep, as a fraction"""
+    camera_radius: float = 3.0
+    """distance of the cameras from the object's centre; the object fits in a ball of radius 1"""
+    fov: float = 40.0
+    """vertical field of view, degrees; the embedded prior knows its pictures from 3 and 40 alone"""
+    min_elevation: float = -10.0
+    """lowest camera, degrees above the horizon"""
+    max_elevation: float = 45.0
+    """highest camera but for those overhead"""
+    overhead_fraction: float = 0.06
+    """of the cameras, those that look down from 60 to 80 degrees"""
+    backgrounds: Literal["white-grey", "black-white"] = "white-grey"
+    """behind the views: half of them white and half a random grey, or half of them black and half white"""
     render_scales: tuple[float, ...] = (1.0, 2.0)
     """side of the rendered views, in units of the prior's picture, by equal parts of the run"""
     picture_scales: tuple[float, ...] = (1.0,)
@@ -45,7 +57,9 @@ class Scene:
     """The Gaussians and how they move."""
 
     gaussians: int = 4000
-    """their number, fixed through the run"""
+    """their number at first; fixed through the run without --densify-gradient"""
+    cloud: Literal["normal", "ball"] = "normal"
+    """where they begin: normally around the centre, or uniformly in a ball of radius 0.5"""
     means_rate: float = 8e-3
     """learning rate of positions"""
     scales_rate: float = 1e-2
@@ -57,13 +71,25 @@ class Scene:
     colors_rate: float = 4e-2
     """learning rate of colours"""
     final_rate: float = 0.1
-    """all learning rates fall to this fraction at the last step"""
+    """all learning rates but that of positions fall to this fraction at the last step"""
+    final_means_rate: float = 0.1
+    """that of positions falls to this fraction"""
+    means_decay: float = 1.0
+    """in this first part of the run"""
     relocate_every: int = 20
-    """steps between moves of dead Gaussians onto live ones (0: never)"""
+    """steps between moves of dead Gaussians onto live ones, or between densifications (0: never)"""
+    densify_gradient: float = 0.0
+    """clone or split Gaussians whose mean gradient on the screen (2 wide and high) reaches this, and drop
+    dead ones, instead of moving those (0: never)"""
+    split_above: float = 0.04
+    """scale above which a Gaussian is split, not cloned"""
+    max_gaussians: int = 50000
+    """densification makes no more than this"""
     dead_opacity: float = 0.05
     """a Gaussian below this opacity is dead"""
     carve_from: float = 0.4
-    """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too"""
+    """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too (1:
+    never)"""
     opacity_penalty: float = 0.0
     """weight of the mean opacity in the loss: fades what no view needs"""
     alpha_penalty: float = 0.5
@@ -161,24 +187,36 @@ _EMBEDDED: dict[str, _Changes] = {
     "standard": {},
     "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 10000}},
 }
-# DreamGaussian's text recipe (arXiv 2309.16653): its schedule, rates and guidance. Ours: a second noise for
-# the policy gradient, relocation for cloning, one decay for all rates, weaker guidance of what is scored; and
-# cameras, backgrounds and the first cloud as everywhere here.
+# DreamGaussian's text recipe (arXiv 2309.16653): its schedule, cameras, cloud, rates, densification and
+# guidance. Ours: a second noise for the policy gradient, weaker guidance of what is scored, the posterior's
+# mean for its sample, densification that ends at 0.8 of the run, and carving and the alpha penalty against
+# haze.
 _STABLE_DIFFUSION: _Changes = {
     "schedule": {
         "steps": 500,
         "views": 1,
         "noises": 2,
         "timestep_jitter": 0.0,
+        "camera_radius": 2.5,
+        "fov": 49.1,
+        "min_elevation": -30.0,
+        "max_elevation": 30.0,
+        "overhead_fraction": 0.0,
+        "backgrounds": "black-white",
         "render_scales": (0.25,) * 3 + (0.5,) * 3 + (1.0,) * 4,
     },
     "scene": {
         "gaussians": 5000,
+        "cloud": "ball",
         "means_rate": 1e-2,
         "scales_rate": 5e-3,
         "quats_rate": 5e-3,
         "colors_rate": 1e-2,
+        "final_rate": 1.0,
+        "final_means_rate": 0.02,
+        "means_decay": 0.6,
         "relocate_every": 50,
+        "densify_gradient": 0.01,
         "dead_opacity": 0.01,
     },
     "distillation": {"guidance_scale": 100.0, "residual": "sds"},
@@ -189,7 +227,7 @@ _HALF = {"picture_scales": (0.5,) * 7 + (1.0,) * 3}
 _STABLE_DIFFUSION_PRESETS: dict[str, _Changes] = {
     "draft": {"schedule": {"steps": 250, "render_scales": (0.25, 0.5), "picture_scales": (0.5,)}},
     "standard": {},
-    "high": {"schedule": {"steps": 1000, "views": 2}, "scene": {"gaussians": 20000}},
+    "high": {"schedule": {"steps": 1000, "views": 2}, "scene": {"max_gaussians": 200000}},
     "csd": {"negative_prompt": _AWAY, "distillation": {"residual": "csd", "guidance_scale": 7.5}},
     "nfsd": {"negative_prompt": _AWAY, "distillation": {"residual": "nfsd", "guidance_scale": 7.5}},
     "rescaled": {"distillation": {"residual": "clean", "guidance_scale": 50.0, "guidance_rescale": 0.5}},
@@ -244,6 +282,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_timestep": (0.0, 1.0),
     "min_timestep": (0.0, 1.0),
     "timestep_jitter": (0.0, 0.5),
+    "camera_radius": (1.2, 100.0),
+    "fov": (1.0, 120.0),
+    "min_elevation": (-90.0, 90.0),
+    "max_elevation": (-90.0, 90.0),
+    "overhead_fraction": (0.0, 1.0),
     "gaussians": (1, 10_000_000),
     "means_rate": (0.0, 1.0),
     "scales_rate": (0.0, 1.0),
@@ -251,7 +294,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "opacities_rate": (0.0, 10.0),
     "colors_rate": (0.0, 10.0),
     "final_rate": (0.0, 1.0),
+    "final_means_rate": (0.0, 1.0),
+    "means_decay": (0.01, 1.0),
     "relocate_every": (0, 100_000),
+    "densify_gradient": (0.0, 1e6),
+    "split_above": (0.0, 10.0),
+    "max_gaussians": (1, 10_000_000),
     "dead_opacity": (1e-6, 0.999),
     "carve_from": (0.0, 1.0),
     "opacity_penalty": (0.0, 1e3),
@@ -301,6 +349,11 @@ def validate(config: Config) -> Config:
         raise InputError(
             f"--min-timestep: expected at most --max-timestep ({config.schedule.max_timestep:g}), "
             f"got {config.schedule.min_timestep:g}"
+        )
+    if config.schedule.min_elevation > config.schedule.max_elevation:
+        raise InputError(
+            f"--min-elevation: expected at most --max-elevation ({config.schedule.max_elevation:g}), "
+            f"got {config.schedule.min_elevation:g}"
         )
     for text in config.distillation.lora:
         adapter(text)

@@ -29,17 +29,20 @@ from ddpo3d_fast.scene import (
     Cameras,
     Gaussians,
     LearningRates,
+    ScreenGradients,
+    densify,
+    initial_ball,
     initial_cloud,
     orbit,
     outside_hull,
     prune,
     relocate,
-    sample_cameras,
     unsupported,
 )
 from ddpo3d_fast.schedule import (
     calls_of,
-    rate_scale_at,
+    cameras_at,
+    rate_scales_at,
     resize,
     resize_vjp,
     sample_backgrounds,
@@ -50,6 +53,7 @@ from ddpo3d_fast.schedule import (
 CHECKPOINT_EVERY = 50  # steps
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
+SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
 LOST_STEPS = 10  # without a finite loss, on end, after which a run is given up
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
@@ -77,6 +81,11 @@ def learning_rates(scene: Scene) -> LearningRates:
     )
 
 
+def first_cloud(scene: Scene, seed: int) -> Gaussians:
+    """What a run begins with, on the CPU."""
+    return (initial_ball if scene.cloud == "ball" else initial_cloud)(scene.gaussians, seed)
+
+
 def default_reward(model: str) -> str:
     """What judges where no reward is named. InputError for a folder of Stable Diffusion's: who names no hub's
     model wants no download, and the package has no scorer for such pictures."""
@@ -98,7 +107,7 @@ def predictions(config: Config) -> int:
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
     """The prior of a run and, where it uses one, its reward, all engines made: to build one takes long, which
     is no step's business. Raises InputError."""
-    model, wishes = config.distillation, config.reward
+    model, wishes, schedule = config.distillation, config.reward, config.schedule
     dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
     rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()
     if rewards:
@@ -111,12 +120,14 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
         model.codec or None,
         [adapter(text) for text in model.lora],
         model.interpolate_views,
-        calls_of(config.schedule, predictions(config)),
+        calls_of(schedule, predictions(config)),
+        (config.prompt, config.negative_prompt),
     )
     prior.codec.prepare(decodes=wishes.policy_weight > 0)
     if not rewards:
         return prior, None
-    reward = make_reward(rewards, device, model.runtime, dtype)
+    scored = schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    reward = make_reward(rewards, device, model.runtime, dtype, (scored, schedule.views))
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
     return prior, reward
 
@@ -164,16 +175,21 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             schedule.noises,
             clock,
         )
-        gaussians, first, rows = initial_cloud(scene.gaussians, config.seed), 1, []
+        gaussians, first, rows = first_cloud(scene, config.seed), 1, []
         if resume:
             state = folder.load_checkpoint()
             gaussians.load_state_dict(state["gaussians"])
             distill.baseline = RunningBaseline(state["rewards"], device)
             first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
+        screen = ScreenGradients(len(gaussians), device)
+        if resume:
+            screen.total.copy_(state["screen"][0])
+            screen.seen.copy_(state["screen"][1])
         capturable = scorer is None or scorer.capturable
         graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
         facts = {"engine": prior.runtime, "reward": "none"}
+        facts |= {f"{name}_engine": runtime for name, runtime in prior.codec.runtimes.items()}
         if scorer is not None:
             facts |= {"reward": scorer.name, "reward_engine": scorer.runtime}
         folder.write_config(config, facts)
@@ -181,14 +197,16 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
     def checkpoint(step: int) -> None:
         folder.write_metrics(rows)
         state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
-        folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards})
+        asked = torch.stack([screen.total, screen.seen]).cpu()
+        folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards, "screen": asked})
 
-    rates = learning_rates(scene)
+    rates, densifies = learning_rates(scene), bool(scene.relocate_every and scene.densify_gradient)
 
     def advance(inputs: dict[str, Tensor], rendered: int, seen: int, acting: bool) -> dict[str, Tensor]:
         """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
         with clock("render"):
-            cameras = Cameras(inputs["viewmats"], inputs["azimuth"], inputs["elevation"])
+            angles = inputs["azimuth"], inputs["elevation"]
+            cameras = Cameras(inputs["viewmats"], *angles, math.radians(schedule.fov))
             views = gaussians.render(cameras, rendered, rendered, inputs["backgrounds"], capacity=capacity)
             # Without room the views are NaN, which a user's reward may refuse.
             pictures = resize(views.rgb, seen).nan_to_num()
@@ -202,7 +220,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 )
                 gradient = gradient + guide
         with clock("update"):
-            gaussians.update(
+            moved = gaussians.update(
                 views,
                 resize_vjp(gradient, rendered) / schedule.views,
                 alpha_penalty(views.alpha, inputs["haziness"]),
@@ -211,6 +229,8 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 opacity_penalty=scene.opacity_penalty,
                 rate_scale=inputs["rate_scale"],
             )
+            if densifies:
+                screen.add(moved * schedule.views, views.visible, rendered)
         return metrics | {"alpha": views.alpha.mean()}
 
     step, lost = first - 1, 0
@@ -218,8 +238,8 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         for step in range(first, schedule.steps + 1):
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)  # no state to carry
             fraction = (step - 1) / schedule.steps
-            cameras = sample_cameras(generator, schedule.views)
-            backgrounds = sample_backgrounds(generator, schedule.views)
+            cameras = cameras_at(generator, schedule)
+            backgrounds = sample_backgrounds(generator, schedule.views, schedule.backgrounds)
             seen_from = torch.stack([cameras.azimuth, cameras.elevation, backgrounds[:, 0]], 1)
             jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
             timesteps = timestep_at(
@@ -235,7 +255,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 "elevation": cameras.elevation,
                 "backgrounds": backgrounds,
                 "haziness": torch.tensor(haziness),
-                "rate_scale": torch.tensor([rate_scale_at(fraction, scene.final_rate)]),
+                "rate_scale": rate_scales_at(fraction, scene),
                 "step": torch.tensor([step]),
             }
             rewards_before, done = distill.baseline.window.clone(), False
@@ -252,12 +272,26 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                     graphs.forget()
 
             with clock("update"):
-                if scene.relocate_every and step % scene.relocate_every == 0 and fraction < 0.8:
+                if scene.relocate_every and step % scene.relocate_every == 0 and fraction < SETTLED:
                     haze = outside_hull(gaussians) if fraction > scene.carve_from else None
-                    relocate(gaussians, generator, scene.dead_opacity, also_dead=haze)
+                    if densifies:
+                        gaussians = densify(
+                            gaussians,
+                            screen.mean(),
+                            generator,
+                            scene.densify_gradient,
+                            scene.split_above,
+                            scene.max_gaussians,
+                            scene.dead_opacity,
+                            also_dead=haze,
+                        )
+                        screen = ScreenGradients(len(gaussians), device)
+                        graphs.forget()  # they know the old ones
+                    else:
+                        relocate(gaussians, generator, scene.dead_opacity, also_dead=haze)
 
             progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
-            rows.append(progress | numbers)
+            rows.append(progress | numbers | {"gaussians": len(gaussians)})
             lost = 0 if math.isfinite(numbers["loss"]) else lost + 1
             if lost == LOST_STEPS:
                 raise InputError(

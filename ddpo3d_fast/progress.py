@@ -24,7 +24,7 @@ class Progress:
         self.step = 0  # the last one seen
         self._stderr, self._stdout = stderr or sys.stderr, stdout or sys.stdout
         self._bar: Any = None
-        self._announced = False
+        self._announced = ""
         self._first: tuple[int, float] | None = (
             None  # step and seconds of the first event, to foretell the rest
         )
@@ -49,17 +49,25 @@ class Progress:
             self._bar = None
         self._wipe()
 
+    def say(self, line: str) -> None:
+        """Prints a line of its own to stderr; an announcement stands below it again."""
+        announced = self._announced
+        self.close()
+        print(line, file=self._stderr, flush=True)
+        if announced:
+            self._announce(announced)
+
     def _announce(self, message: str) -> None:
         """A line that the next one replaces: only where a person watches."""
         if self.style == "bar":
             self.close()
             print(message, end="", file=self._stderr, flush=True)
-            self._announced = True
+            self._announced = message
 
     def _wipe(self) -> None:
         if self._announced:
             print("\r\033[K", end="", file=self._stderr, flush=True)
-            self._announced = False
+            self._announced = ""
 
     def _draw(self, event: dict[str, Any]) -> None:
         self._wipe()

@@ -1,14 +1,18 @@
-"""What changes through a run: timesteps, rates, backgrounds, sizes; and pictures of views at other sizes."""
+"""What changes through a run: timesteps, rates, cameras, backgrounds, sizes; and views at other sizes."""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from ddpo3d_fast.config import Schedule
+from ddpo3d_fast.config import Scene, Schedule
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors import Call
+from ddpo3d_fast.scene import Cameras, sample_cameras
 
 
 def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:
@@ -17,15 +21,39 @@ def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Te
     return (level.clamp(low, high) * (count - 1)).long()
 
 
-def rate_scale_at(fraction: float, final: float) -> float:
-    """What multiplies all learning rates: exponential decay from 1 to `final`."""
-    return max(final, 1e-8) ** fraction
+def rate_scale_at(fraction: float, final: float, until: float = 1.0) -> float:
+    """What multiplies a learning rate: exponential decay from 1 to `final`, reached at `until`."""
+    return max(final, 1e-8) ** min(fraction / until, 1.0)
 
 
-def sample_backgrounds(generator: torch.Generator, views: int) -> Tensor:
-    """[V, 3]: half white, half a random grey, as the embedded prior's training pictures."""
-    white, grey = torch.rand(2, views, generator=generator)
-    return torch.where(white < 0.5, torch.ones(views), grey)[:, None].repeat(1, 3)
+def rate_scales_at(fraction: float, scene: Scene) -> Tensor:
+    """[5], what multiplies the learning rate of each of the scene's PARAMETERS."""
+    means = rate_scale_at(fraction, scene.final_means_rate, scene.means_decay)
+    return torch.tensor([means] + 4 * [rate_scale_at(fraction, scene.final_rate)])
+
+
+def cameras_at(generator: torch.Generator, schedule: Schedule) -> Cameras:
+    """The cameras of a step, random."""
+    return sample_cameras(
+        generator,
+        schedule.views,
+        elevation_range=(math.radians(schedule.min_elevation), math.radians(schedule.max_elevation)),
+        overhead_fraction=schedule.overhead_fraction,
+        radius=schedule.camera_radius,
+        fov_y=math.radians(schedule.fov),
+    )
+
+
+def sample_backgrounds(
+    generator: torch.Generator,
+    views: int,
+    kind: Literal["white-grey", "black-white"] = "white-grey",
+) -> Tensor:
+    """[V, 3] greys. `white-grey`: half of them white and half random, as behind the embedded prior's training
+    pictures; `black-white`: half of them black and half white."""
+    lots, grey = torch.rand(2, views, generator=generator)
+    other = grey if kind == "white-grey" else torch.zeros(views)
+    return torch.where(lots < 0.5, torch.ones(views), other)[:, None].repeat(1, 3)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 from ddpo3d_fast.config import Config, adapter, from_dict, is_embedded, preset, to_dict, validate
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.embedded import FOLDER
+from ddpo3d_fast.schedule import rate_scales_at
 
 EMBEDDED, STABLE = ("draft", "standard", "high"), ("csd", "nfsd", "rescaled", "thrifty")
 
@@ -38,6 +39,15 @@ def test_stable_diffusion_has_dreamgaussians_recipe():
     config = preset("standard", "a", "some/model")
     assert config.schedule.steps == 500
     assert config.schedule.render_scales == (0.25,) * 3 + (0.5,) * 3 + (1.0,) * 4
+    assert (config.schedule.camera_radius, config.schedule.fov) == (2.5, 49.1)
+    assert (config.schedule.min_elevation, config.schedule.max_elevation) == (-30.0, 30.0)
+    assert (config.schedule.overhead_fraction, config.schedule.backgrounds) == (0.0, "black-white")
+    means = [config.scene.means_rate * rate_scales_at(at, config.scene)[0].item() for at in (0, 0.6, 0.9)]
+    assert means == pytest.approx([1e-2, 2e-4, 2e-4])
+    assert rate_scales_at(0.9, config.scene)[1:].tolist() == [1.0] * 4
+    assert (config.scene.gaussians, config.scene.cloud) == (5000, "ball")
+    assert (config.scene.relocate_every, config.scene.densify_gradient) == (50, 0.01)
+    assert (config.scene.split_above, config.scene.dead_opacity) == (0.04, 0.01)
     assert (config.distillation.guidance_scale, config.distillation.residual) == (100.0, "sds")
     assert preset("rescaled", "a", "some/model").distillation.guidance_rescale == 0.5
     assert preset("thrifty", "a", "some/model").schedule.picture_scales == (0.5,) * 7 + (1.0,) * 3
@@ -61,6 +71,8 @@ def test_a_written_configuration_comes_back_whatever_its_model():
         ({"residual": "csd", "guidance_rescale": 0.5}, "--guidance-rescale: expected 0 with --residual csd"),
         ({"guidance_rescale": 1.5}, "--guidance-rescale: expected a number from 0 to 1, got 1.5"),
         ({"picture_scales": (1.0, 0.5)}, "--picture-scales: expected 1 with the embedded prior"),
+        ({"min_elevation": 50.0}, r"--min-elevation: expected at most --max-elevation \(45\), got 50"),
+        ({"camera_radius": 1.0}, "--camera-radius: expected a number from 1.2 to 100, got 1.0"),
         ({"dead_opacity": 0.0}, "--dead-opacity: expected a number from 1e-06 to 0.999, got 0.0"),
         (
             {"model": "sd21", "residual": "csd", "preset": "ultra"},

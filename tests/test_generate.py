@@ -19,7 +19,15 @@ from ddpo3d_fast.generate import export, generate, learning_rates, read
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians
 from ddpo3d_fast.scene.gaussians import PARAMETERS
-from ddpo3d_fast.schedule import rate_scale_at, resize, resize_vjp, sizes_at, timestep_at
+from ddpo3d_fast.schedule import (
+    cameras_at,
+    rate_scale_at,
+    resize,
+    resize_vjp,
+    sample_backgrounds,
+    sizes_at,
+    timestep_at,
+)
 
 FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "checkpoint.pt"}
 
@@ -92,9 +100,9 @@ def test_the_same_seed_gives_the_same_asset_to_the_byte_and_another_seed_another
     assert (tmp_path / "other/asset.ply").read_bytes() != asset
 
 
-@pytest.mark.parametrize("baseline", ["group", "running"])
-def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, baseline):
-    config = small(tmp_path / "whole", steps=6, baseline=baseline)
+@pytest.mark.parametrize("changes", [{}, {"baseline": "running"}, {"densify_gradient": 0.3}])
+def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, changes):
+    config = small(tmp_path / "whole", steps=6, **changes)
     run(config)
     broken = dataclasses.replace(config, output=tmp_path / "broken")
 
@@ -220,11 +228,37 @@ def test_timesteps_are_annealed_and_stay_in_range():
     assert middle.item() == pytest.approx(500, abs=1)
 
 
+def test_cameras_and_backgrounds_are_the_ones_asked_for():
+    asked = {"views": 64, "camera_radius": 2.0, "fov": 60.0, "min_elevation": 10.0, "max_elevation": 20.0}
+    schedule = settings.Schedule(**asked, overhead_fraction=0.0)
+    cameras = cameras_at(torch.Generator().manual_seed(0), schedule)
+    assert cameras.viewmats[:, :3, 3].norm(dim=1).tolist() == pytest.approx([2.0] * 64)
+    assert cameras.fov_y == pytest.approx(math.radians(60))
+    low, high = cameras.elevation.rad2deg().aminmax()
+    assert 10 <= low < 11 < 19 < high <= 20
+    grey = sample_backgrounds(torch.Generator().manual_seed(0), 64, "black-white")
+    assert set(grey.flatten().tolist()) == {0.0, 1.0}
+    grey = sample_backgrounds(torch.Generator().manual_seed(0), 64)
+    assert (grey == 1).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert len(set(grey.flatten().tolist())) > 20
+
+
+def test_the_number_of_gaussians_grows_up_to_what_is_allowed(tmp_path):
+    config, rows = small(tmp_path / "many", steps=6, densify_gradient=1e-3, max_gaussians=500), []
+    run(config, rows.append)
+    counts = [row["gaussians"] for row in rows if "step" in row]
+    assert counts[:2] == [300, 500]
+    assert max(counts) == 500
+
+
 def test_learning_rates_decay_to_the_final_fraction():
     scene = settings.preset("standard", "x").scene
     assert learning_rates(scene).means == scene.means_rate
     assert learning_rates(scene).sh == scene.colors_rate
     scales = [rate_scale_at(fraction, 0.01) for fraction in (0.0, 0.5, 1.0)]
+    assert [rate_scale_at(fraction, 0.01, 0.5) for fraction in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(
+        [*scales, scales[-1]]
+    )
     assert scales == pytest.approx([1.0, 0.1, 0.01])
 
 

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(threads, 4) adam_kernel(Groups groups, AdamDev
   if (count == 0)
     return;
 
-  const float scale = device_values.rate_scale ? *device_values.rate_scale : 1.f;
+  const float *const scales = device_values.rate_scales;
+  const float scale = scales ? scales[mine * device_values.rate_scale_stride] : 1.f;
   float rate = p.learning_rate;
   int64_t row = 0, column = 0;
   if (p.row_learning_rates) {

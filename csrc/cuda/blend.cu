@@ -10,6 +10,10 @@ namespace {
 constexpr int kResidentThreads =
     1024; // a multiprocessor's, at least; told no number, ptxas saves registers by spills
 
+// Entries that a block sorts before it must merge, 10 bytes of shared memory each. By the model of
+// benchmarks/rasterizer_plans.py fewer cost long lists merges, more cost the device resident blocks.
+constexpr int kSortedAtOnce = 1024;
+
 template <int tile, bool buckets>
 __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
     blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs, uint64_t *mirror) {
@@ -33,7 +37,7 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
   }
   const int32_t count = int32_t(state.tile_count[list]);
   const int64_t begin = state.tile_begin[list];
-  sort_list<threads, 4 * threads>(state.entries + begin, state.sorted + begin, count);
+  sort_list<threads, kSortedAtOnce>(state.entries + begin, state.sorted + begin, count);
 
   DDPO3D_SHARED(TileSplat[batch], splats);
   const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);

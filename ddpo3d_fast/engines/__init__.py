@@ -10,7 +10,7 @@ from ddpo3d_fast.engines.load import (
     load_network,
     unavailable,
 )
-from ddpo3d_fast.engines.network import Network
+from ddpo3d_fast.engines.network import Network, in_batches_of
 from ddpo3d_fast.engines.onnx import OnnxEngine
 from ddpo3d_fast.engines.torch import TorchEngine
 
@@ -21,6 +21,7 @@ __all__ = [
     "OnnxEngine",
     "TorchEngine",
     "choose_runtime",
+    "in_batches_of",
     "load_engine",
     "load_network",
     "unavailable",

@@ -2,7 +2,8 @@
 
 They lie in engines/ of $DDPO3D_CACHE, or of ddpo3d-fast/ in the user's cache folder. An entry is a folder
 with files and a manifest.json, which is written last and tells their sizes: without it, or with other sizes,
-the entry counts as half-written, is never used and is removed.
+the entry counts as half-written, is never used and is removed. One that is whole and yet of no use is for its
+user to discard; a file `refused` in it says that building it anew was tried, and no help.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from ddpo3d_fast.engines.network import Network
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.files import flush
 
-MANIFEST = "manifest.json"
+MANIFEST, REFUSED = "manifest.json", "refused"
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,18 @@ class Entry:
 
     path: Path
     facts: dict[str, Any]  # name, runtime, key, created, sizes of files, and where the probe is
+    stamp: tuple[int, int]  # of its manifest: another one after it has been built anew
+    fresh: bool = False  # whether it was not there yet when it was asked for
 
     @property
     def size(self) -> int:
         """Bytes."""
         return sum(self.facts["files"].values())
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was of no use even just built."""
+        return (self.path / REFUSED).exists()
 
     def __str__(self) -> str:
         dtype = str(self.facts["key"].get("dtype", "")).removeprefix("torch.")
@@ -92,28 +100,53 @@ def clear() -> int:
     return whole
 
 
-def find_or_build(name: str, key: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> Path:
+def find_or_build(
+    name: str, key: dict[str, Any], build: Callable[[Path], dict[str, Any]], used: list[Entry] | None = None
+) -> Path:
     """The folder of the entry for `key`, plain data that tells all it depends on; built if it is not there.
 
     `build` fills an empty folder, which then becomes the entry, and returns what else the manifest shall say.
-    Of several processes that want the same entry one builds it, and the others wait. Raises InputError if the
-    folder cannot be written, and what `build` raises; nothing is left behind then.
+    Of several processes that want the same entry one builds it, and the others wait. The entry is added to
+    `used`. Raises InputError if the folder cannot be written, and what `build` raises; nothing is left behind
+    then.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{digest[:16]}"
-    if _entry(path) is not None:
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(_lock_of(path)):
-            if _entry(path) is None:
-                _remove(path)
-                _sweep()
-                _build(path, {"name": name, "key": key}, build)
-    except OSError as error:
-        if _entry(path) is None:  # else another one was faster, where files cannot be locked
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    fresh = _entry(path) is None
+    if fresh:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(_lock_of(path)):
+                if _entry(path) is None:
+                    _remove(path)
+                    _sweep()
+                    _build(path, {"name": name, "key": key}, build)
+        except OSError as error:
+            if _entry(path) is None:  # else another one was faster, where files cannot be locked
+                raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    if used is not None and (entry := _entry(path)) is not None:
+        used.append(replace(entry, fresh=fresh))
     return path
+
+
+def discard(used: list[Entry], again: bool = True) -> bool:
+    """Removes entries that are of no use together, if they shall be built `again`; whether they shall.
+
+    Never where all of them were just built, or were refused before: then, and without `again`, they stay,
+    marked as refused, so that no run builds them in vain once more. What another process has built anew in
+    the meantime stays as it is, and so does what cannot be written.
+    """
+    hope = again and not all(entry.fresh or entry.refused for entry in used)
+    for entry in used:
+        with contextlib.suppress(OSError), _locked(_lock_of(entry.path)):
+            now = _entry(entry.path)
+            if now is None or now.stamp != entry.stamp:
+                continue
+            if hope:
+                _remove(entry.path)
+            else:
+                (entry.path / REFUSED).touch()
+    return hope
 
 
 def _build(path: Path, facts: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> None:
@@ -208,12 +241,13 @@ def _version(package: str) -> str:
 def _entry(path: Path) -> Entry | None:
     """The entry in a folder; None where it is not whole."""
     try:
-        facts = json.loads((path / MANIFEST).read_text())
+        with (path / MANIFEST).open() as file:
+            facts, status = json.load(file), os.fstat(file.fileno())
         whole = all((path / name).stat().st_size == size for name, size in facts["files"].items())
         whole &= {"name", "key", "runtime", "created"} <= facts.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Entry(path, facts) if whole else None
+    return Entry(path, facts, (status.st_ino, status.st_mtime_ns)) if whole else None
 
 
 def _folders() -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.engines import tensorrt
-from ddpo3d_fast.engines.cache import find_or_build, fingerprint
+from ddpo3d_fast.engines.cache import Entry, discard, find_or_build, fingerprint
 from ddpo3d_fast.engines.export import OPSET, export, missing_packages
 from ddpo3d_fast.engines.network import Network
 from ddpo3d_fast.engines.onnx import OnnxEngine
@@ -66,18 +66,20 @@ def load_network(
     """A network on a runtime, which computes in `dtype` (None: fp16 on CUDA, fp32 on the CPU).
 
     `runtime` is one of RUNTIMES or auto; see `choose_runtime`. Graphs and plans come from the cache, or are
-    built now and put there. An engine that disagrees with torch in fp32 on the network's example inputs gives
-    way to torch, and torch in a lower precision to fp32, with a FallbackWarning that names both; so does one
-    that `auto` chose and that cannot be built. Raises InputError for a runtime that is not there or cannot be
-    built, and for a network that disagrees with its own stored outputs.
+    built now and put there; what lay there and is of no use is built anew, once. An engine that disagrees
+    with torch in fp32 on the network's example inputs gives way to torch, and torch in a lower precision to
+    fp32, with a FallbackWarning that names both; so does one that `auto` chose and that cannot be built.
+    Raises InputError for a runtime that is not there or cannot be built, and for a network that disagrees
+    with its own stored outputs.
     """
     device = torch.device(device)
     chosen = choose_runtime(runtime, device, dtype)
     rejected, reference = "", functools.cache(lambda: network.expected or _reference(network, device))
     for name, kind in _candidates(chosen, device, dtype):
         try:
-            engine, inputs, expected = _LOAD[name](network, device, kind, reference)
-            output, error = disagreement(engine, _on(inputs, device), expected)
+            engine = _agreeing(name, network, device, kind, reference)
+        except _Disagreement as disagrees:
+            rejected = str(disagrees)
         except Exception as failure:  # whatever a runtime raises that cannot build or run a network
             if name == "torch":
                 raise
@@ -85,15 +87,46 @@ def load_network(
             rejected = str(failure) if isinstance(failure, InputError) else reason
             if runtime != "auto":
                 raise InputError(rejected) from failure
-            continue
-        if error <= (GRADIENT_TOLERANCE if network.gradient else TOLERANCE)[kind]:
+        else:
             if rejected:
                 warnings.warn(f"{rejected}; {engine.runtime} runs it instead", FallbackWarning, stacklevel=2)
             return engine
-        rejected = f"{network.name}: {engine.runtime} gives another {output}, relative error {error:.1e}"
-        if name != "torch":  # a file of the cache may be damaged
-            rejected += " (`ddpo3d-fast engines clear` lets it be built anew)"
     raise InputError(rejected)
+
+
+class _Disagreement(Exception):
+    """An engine computes something else than the network. The message is one line."""
+
+
+def _agreeing(
+    name: str,
+    network: Network,
+    device: torch.device,
+    dtype: torch.dtype,
+    reference: Callable[[], Outputs],
+    again: bool = True,
+) -> Engine:
+    """The network on a runtime, once it agrees with its probe.
+
+    Where it does not, or cannot be loaded, what it took from the cache may be damaged, or made on other
+    hardware or by another driver: with `again` all of that is built anew, once. Raises _Disagreement, and
+    whatever the runtime raises.
+    """
+    used: list[Entry] = []
+    try:
+        engine, inputs, expected = _LOAD[name](network, device, dtype, reference, used)
+        output, error = disagreement(engine, _on(inputs, device), expected)
+        if error <= (GRADIENT_TOLERANCE if network.gradient else TOLERANCE)[dtype]:
+            return engine
+        raise _Disagreement(
+            f"{network.name}: {engine.runtime} gives another {output}, relative error {error:.1e}"
+        )
+    except torch.OutOfMemoryError:  # tells nothing of the cache
+        raise
+    except Exception:
+        if not discard(used, again):
+            raise
+    return _agreeing(name, network, device, dtype, reference, again=False)
 
 
 def choose_runtime(wanted: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
@@ -109,9 +142,9 @@ def choose_runtime(wanted: str, device: torch.device, dtype: torch.dtype | None 
         return "torch" if unavailable(hoped, device) else hoped
     if wanted not in RUNTIMES:
         names = ", ".join(("auto", *RUNTIMES))
-        raise InputError(f"runtime: expected one of {names}, got {wanted!r}{suggestion(wanted, RUNTIMES)}")
+        raise InputError(f"--runtime: expected one of {names}, got {wanted!r}{suggestion(wanted, RUNTIMES)}")
     if reason := unavailable(wanted, device):
-        raise InputError(f"runtime: expected one that is to be had, got {wanted}: {reason}")
+        raise InputError(f"--runtime: expected one that is to be had here, got {wanted}: {reason}")
     return wanted
 
 
@@ -161,29 +194,41 @@ Loaded = tuple[Engine, dict[str, Tensor], Outputs]  # an engine; inputs of a pro
 
 
 def _on_torch(
-    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+    network: Network,
+    device: torch.device,
+    dtype: torch.dtype,
+    reference: Callable[[], Outputs],
+    used: list[Entry],
 ) -> Loaded:
     exact = dtype == torch.float32 and not network.expected  # the reference itself
     return TorchEngine(network, device, dtype), network.inputs, {} if exact else reference()
 
 
 def _on_onnxruntime(
-    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+    network: Network,
+    device: torch.device,
+    dtype: torch.dtype,
+    reference: Callable[[], Outputs],
+    used: list[Entry],
 ) -> Loaded:
-    folder = _graph(network, dtype, reference)
+    folder = _graph(network, dtype, reference, used)
     return OnnxEngine(folder / "model.onnx"), *_read_probe(folder / "probe.npz")
 
 
 def _on_tensorrt(
-    network: Network, device: torch.device, dtype: torch.dtype, reference: Callable[[], Outputs]
+    network: Network,
+    device: torch.device,
+    dtype: torch.dtype,
+    reference: Callable[[], Outputs],
+    used: list[Entry],
 ) -> Loaded:
     """Takes the plan of the network's base, where it has one, and refits it with the network's weights."""
     compatible = tensorrt.wants_version_compatible()
-    folder, bounds = _graph(network, dtype, reference), profiles(network)
+    folder, bounds = _graph(network, dtype, reference, used), profiles(network)
     base, planned = None if compatible else network.base, folder  # compatible plans cannot be refitted
     if base is not None:
         before = replace(network, module=base)
-        planned = _graph(before, dtype, lambda: _reference(before, device))
+        planned = _graph(before, dtype, lambda: _reference(before, device), used)
 
     def engine(plan: Path) -> tensorrt.TensorRTEngine:
         return tensorrt.TensorRTEngine(
@@ -202,14 +247,14 @@ def _on_tensorrt(
 
     key = {
         "graph": planned.name,
-        # A compatible plan serves later versions, too. For an earlier one the engine builds it anew.
+        # A compatible plan serves later versions, too. Earlier ones refuse it: then it is built anew.
         "runtime": "tensorrt, version-compatible" if compatible else f"tensorrt {tensorrt.version()}",
         "refittable": base is not None,
         "device": torch.cuda.get_device_name(device),
         "dtype": str(dtype),
         "profiles": bounds,
     }
-    entry = find_or_build(f"{network.name}-tensorrt", key, build)
+    entry = find_or_build(f"{network.name}-tensorrt", key, build, used)
     loaded = engine(entry / "model.plan")
     if base is not None:
         loaded.refit(folder / "model.onnx")
@@ -258,7 +303,7 @@ def profiles(network: Network) -> list[tensorrt.Profile]:
     return made if held else [*made, profile(examples, fixed=True)]
 
 
-def _graph(network: Network, dtype: torch.dtype, reference: Callable[[], Outputs]) -> Path:
+def _graph(network: Network, dtype: torch.dtype, reference: Callable[[], Outputs], used: list[Entry]) -> Path:
     """The folder of the network's ONNX graph in a dtype, with its probe; from the cache, or exported now."""
 
     def build(folder: Path) -> dict[str, Any]:
@@ -275,7 +320,7 @@ def _graph(network: Network, dtype: torch.dtype, reference: Callable[[], Outputs
         "exporters": exporters,
         "format": FORMAT,
     }
-    return find_or_build(f"{network.name}-onnx", key, build)
+    return find_or_build(f"{network.name}-onnx", key, build, used)
 
 
 def _read_probe(path: Path) -> tuple[dict[str, Tensor], Outputs]:

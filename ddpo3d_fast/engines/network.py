@@ -25,3 +25,8 @@ class Network:
     expected: dict[str, Tensor] = field(default_factory=dict)  # right outputs for `inputs`, where stored
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()  # of every input in the calls to come, where known
     base: nn.Module | None = None  # `module` before adapters: other weights alone; TensorRT refits its plan
+
+
+def in_batches_of(count: int, examples: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a call's inputs like these examples, for so many items."""
+    return {name: (count, *tensor.shape[1:]) for name, tensor in examples.items()}

@@ -95,7 +95,7 @@ class TensorRTEngine:
         refittable: bool = False,
         version_compatible: bool = False,
     ) -> None:
-        """Takes the plan at `plan` where it serves; else builds it from `graph`, in minutes, and keeps it.
+        """Takes the plan at `plan`; where there is none, builds it from `graph`, in minutes, and keeps it.
 
         `inputs` are examples: names and shapes. `profiles`, one for each resolution, bound the shapes of
         every input; the first that holds a call's shapes serves it. Where none holds the examples' shapes
@@ -104,7 +104,8 @@ class TensorRTEngine:
         `refittable`, as the runtime that such a plan carries cannot refit. What the builder measures is kept
         in the cache folder for the next build.
 
-        Raises InputError if TensorRT cannot be used, or cannot read or build the graph.
+        Raises InputError if TensorRT cannot be used, cannot read or build the graph, or cannot run the plan,
+        which is damaged, of another version, driver or GPU, or for other tensors or shapes.
         """
         if refittable and version_compatible:
             raise ValueError("refittable, version_compatible: expected one of them at the most, got both")
@@ -130,9 +131,9 @@ class TensorRTEngine:
             self._runtime = trt.Runtime(_logger())
             if version_compatible:
                 self._runtime.engine_host_code_allowed = True  # such a plan carries a runtime of its own
-            stored = self._load(plan)
-            built = self._build(plan, version_compatible) if stored is None else stored
-            self._engine: trt.ICudaEngine = built
+            self._engine: trt.ICudaEngine = (
+                self._load(plan) if plan.is_file() else self._build(plan, version_compatible)
+            )
 
     @torch.no_grad()
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
@@ -179,13 +180,14 @@ class TensorRTEngine:
                 raise RuntimeError(f"{graph}: TensorRT cannot take the weights ({_reason()})")
             torch.cuda.synchronize()
 
-    def _load(self, plan: Path) -> trt.ICudaEngine | None:
-        """The engine of the plan on disk; None if there is none, or it is damaged or made otherwise."""
-        if not plan.is_file():
-            return None
+    def _load(self, plan: Path) -> trt.ICudaEngine:
+        """The engine of the plan on disk."""
         _errors.clear()
         engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        return engine if engine is not None and self._serves(engine) else None
+        if engine is None or not self._serves(engine):
+            reason = _reason() if engine is None else "it is for other tensors or shapes"
+            raise InputError(f"{plan}: not a plan that TensorRT can run here ({reason})")
+        return engine
 
     def _serves(self, engine: trt.ICudaEngine) -> bool:
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}

@@ -71,13 +71,13 @@ def adam_groups(
     """`adam` for several tensors at the same step; on a GPU one launch for every eight of them.
 
     A captured CUDA graph freezes the numbers that it was captured with. So `step`, `rate_scale` and `skip`
-    may be tensors of one element on the groups' device, which every replay reads anew.
+    may be tensors on the groups' device, which every replay reads anew.
 
     Args:
         groups: what to update; nothing is, unless all groups are as they should be.
         step: number of this update, 1 for the first; an int or one int64.
         beta1, beta2, eps: as in `adam`.
-        rate_scale: one float32 that multiplies every learning rate; None: 1.
+        rate_scale: one float32 that multiplies every learning rate, or one for each group; None: 1.
         skip: one int32; where it is not 0 nothing is updated. None: update.
 
     Raises:
@@ -126,7 +126,7 @@ def _update(
     if isinstance(step, Tensor):
         device_number("step", step, torch.int64, device)
     if rate_scale is not None:
-        device_number("rate_scale", rate_scale, torch.float32, device)
+        rate_scale = _rate_scale(rate_scale, len(groups), device)
     if skip is not None:
         device_number("skip", skip, torch.int32, device)
 
@@ -148,11 +148,12 @@ def _update_cpu(
     number = _positive(int(step))
     if skip is not None and int(skip):
         return
-    for group in groups:
+    for index, group in enumerate(groups):
         rate, rates = group.rate, group.rates
         if rate_scale is not None:  # in float32, as on a GPU
-            rate = float(torch.tensor(rate, dtype=torch.float32) * rate_scale.reshape(()))
-            rates = None if rates is None else rates * rate_scale.reshape(())
+            scale = rate_scale[index if len(rate_scale) > 1 else 0]
+            rate = float(torch.tensor(rate, dtype=torch.float32) * scale)
+            rates = None if rates is None else rates * scale
         tensors = (address(tensor) for tensor in group[:4])
         launch(
             group.param.device, "adam", *tensors, group.rows, group.columns,
@@ -182,10 +183,12 @@ def _update_cuda(
         for group in groups
     ]
     most = _backend.backend(device).max_adam_groups
+    stride = int(rate_scale is not None and len(rate_scale) > 1)
     for first in range(0, len(rows), most):
+        scales = rate_scale[first:] if rate_scale is not None and stride else rate_scale
         launch(
             device, "adam", rows[first : first + most], number, beta1, beta2, eps,
-            address(device_step), address(rate_scale), address(skip),
+            address(device_step), address(scales), stride, address(skip),
         )  # fmt: skip
 
 
@@ -206,6 +209,18 @@ def _check(prefix: str, group: AdamGroup, like: Tensor | None) -> _Checked:
     return _Checked(
         param, group.grad.detach().contiguous(), group.exp_avg, group.exp_avg_sq, rows, columns, rate, rates
     )
+
+
+def _rate_scale(value: object, groups: int, device: torch.device) -> Tensor:
+    """[1] or [groups], contiguous."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"rate_scale: expected a torch tensor, got {type(value).__name__}")
+    if value.device != device or value.dtype != torch.float32 or value.numel() not in (1, groups):
+        raise ValueError(
+            f"rate_scale: expected 1 or {groups} torch.float32 on {device}, "
+            f"got {value.numel()} of {value.dtype} on {value.device}"
+        )
+    return value.detach().reshape(-1).contiguous()
 
 
 def _rates(

@@ -77,7 +77,7 @@ class AutoencoderCodec:
         generator, side = torch.Generator().manual_seed(0), latent_size * self.factor
         self._pictures = torch.rand(2, 3, side, side, generator=generator)
         self._latents = torch.randn(2, self.latent_channels, latent_size, latent_size, generator=generator)
-        self._calls = calls
+        self._calls, self.runtimes = calls, dict[str, str]()
         self._to_latents, self._to_pictures = _Encoder(autoencoder).eval(), _Decoder(autoencoder).eval()
         self._encoder = self._engine("encoder", self._to_latents, {"pictures": self._pictures}, "latents")
         self.runtime = self._encoder.runtime
@@ -149,7 +149,9 @@ class AutoencoderCodec:
             sizes |= dict.fromkeys(("latents", "grad"), (count, self.latent_channels, small, small))
             shapes.append({each: sizes[each] for each in examples})
         network = Network(name, module, examples, (output,), dynamic, gradient, shapes=tuple(shapes))
-        return load_network(network, self.device, self.runtime_wanted, self.dtype)
+        engine = load_network(network, self.device, self.runtime_wanted, self.dtype)
+        self.runtimes[name] = engine.runtime
+        return engine
 
     def _pull(self, vjp: Callable[[Tensor], Tensor], grad: Tensor) -> Tensor:
         """A VJP is linear: in half precision each view's gradient goes through at a size that neither under-

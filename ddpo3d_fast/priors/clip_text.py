@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.lora import Lora
-from ddpo3d_fast.priors.parts import load_network_part, load_tokenizer, quietly
+from ddpo3d_fast.priors.parts import (
+    check_number,
+    load_network_part,
+    load_tokenizer,
+    quietly,
+    read_config,
+)
 
 
 @torch.no_grad()
@@ -40,6 +46,15 @@ def encode_texts(
     first, _ = _run(folder, "", texts, device, dtype, lora, penultimate=True)
     second, pooled = _run(folder, "_2", texts, device, dtype, lora, penultimate=True)
     return {"tokens": torch.cat([first, second], 2), "pooled": pooled}
+
+
+def check_lengths(folder: Path, texts: Sequence[str], xl: bool = False) -> None:
+    """Raises InputError for texts that `encode_texts` would find too long; loads the tokenizers alone."""
+    for suffix in ("", "_2") if xl else ("",):
+        path = folder / f"text_encoder{suffix}" / "config.json"
+        config = {"max_position_embeddings": 77} | read_config(path)  # transformers' default
+        length = check_number(config, "max_position_embeddings", path, whole=True)
+        _token_ids(folder / f"tokenizer{suffix}", texts, length)
 
 
 def _run(

@@ -12,7 +12,7 @@ class PatchCodec:
     """Pictures [V, 3, H, W] in [0, 1] and latents [V, 3 p^2, H/p, W/p] in [-1, 1]."""
 
     def __init__(self, patch: int) -> None:
-        self.patch = patch
+        self.patch, self.runtimes = patch, dict[str, str]()  # there are no networks to run
 
     def prepare(self, decodes: bool) -> None:
         """Nothing to make."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Engine, Network, load_engine, load_network
+from ddpo3d_fast.engines import Engine, Network, choose_runtime, in_batches_of, load_engine, load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.priors.autoencoder import Call
 from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
 from ddpo3d_fast.priors.codec import PatchCodec
@@ -41,12 +43,17 @@ class EmbeddedPrior:
     clip: tuple[float, float] | None = (-1.0, 1.0)  # range of the latents
 
     def __init__(
-        self, folder: Path = FOLDER, device: torch.device | str = "cpu", runtime: str = "auto"
+        self,
+        folder: Path = FOLDER,
+        device: torch.device | str = "cpu",
+        runtime: str = "auto",
+        calls: Sequence[Call] = (),
     ) -> None:
         """Runs on `device`, the CPU or CUDA, on one of `load_network`'s runtimes.
 
         `auto` is the shipped ONNX graph on the CPU and torch elsewhere: to build an engine takes longer than
-        the UNet has to compute in a run. Raises InputError if a part of the folder is missing or cannot be
+        the UNet has to compute in a run. `calls` are the steps of the run, where they are known, for an
+        engine's profiles. Raises InputError if a part of the folder is missing or cannot be
         read, or the device lacks what it takes.
         """
         text, unet = _config(folder / "text_encoder"), _config(folder / "unet")
@@ -69,8 +76,8 @@ class EmbeddedPrior:
         if self.device.type == "cpu" and runtime in ("auto", "onnxruntime"):
             self._unet = load_engine(folder / "unet" / "model.onnx")
         else:
-            wanted = "torch" if runtime == "auto" else runtime
-            self._unet = load_network(unet_network(folder / "unet"), self.device, wanted)
+            wanted = choose_runtime("torch" if runtime == "auto" else runtime, self.device)
+            self._unet = load_network(unet_network(folder / "unet", calls), self.device, wanted)
         self.runtime = self._unet.runtime
 
     def prompt(self, text: str, negative: str = "", three: bool = False) -> Prompt:
@@ -143,10 +150,11 @@ class _Unet(nn.Module):
         return self.unet(inputs, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
 
 
-def unet_network(folder: Path) -> Network:
+def unet_network(folder: Path, calls: Sequence[Call] = ()) -> Network:
     """The UNet of a folder, by diffusers: what the ONNX graph beside its weights computes, and its probe.
 
-    Raises InputError if diffusers is not installed, or a file is missing or damaged.
+    `calls` are those to come, where they are known. Raises InputError if diffusers is not installed, or a
+    file is missing or damaged.
     """
     diffusers = library("diffusers", f"{folder} on torch")
     try:
@@ -164,6 +172,7 @@ def unet_network(folder: Path) -> Network:
         outputs=("prediction",),
         dynamic=dict.fromkeys(inputs, (0,)),
         expected={"prediction": probe["expected.prediction"]},
+        shapes=tuple(in_batches_of(call.groups * call.views * call.actions, inputs) for call in calls),
     )
 
 

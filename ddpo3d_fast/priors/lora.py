@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ _RENAMED = {f".to_{old}_lora.": f".{old}_proj.lora_linear_layer." for old in ("q
 class Lora:
     """One adapter's weights, as trained with diffusers or with kohya's scripts."""
 
-    def __init__(self, path: str | Path, scale: float, unet_config: Any) -> None:
+    def __init__(self, path: str | Path, scale: float, unet_config: dict[str, Any]) -> None:
         """`path` is a .safetensors file; `unet_config` that of diffusers' UNet, for the names of XL's blocks.
 
         Raises InputError if the file cannot be read, or holds nothing for a UNet or a text encoder.
@@ -39,7 +40,7 @@ class Lora:
             with quietly():
                 self._weights, _, self._metadata = self._mixin.lora_state_dict(
                     scaled or str(self.path),
-                    unet_config=unet_config,
+                    unet_config=SimpleNamespace(layers_per_block=unet_config.get("layers_per_block", 2)),
                     use_safetensors=True,
                     return_lora_metadata=True,
                 )

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Network, choose_runtime, load_network
+from ddpo3d_fast.engines import Network, choose_runtime, in_batches_of, load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.autoencoder import AutoencoderCodec, Call
 from ddpo3d_fast.priors.base import Codec
-from ddpo3d_fast.priors.clip_text import encode_texts
+from ddpo3d_fast.priors.clip_text import check_lengths, encode_texts
 from ddpo3d_fast.priors.hub import CODECS, find_model, missing_part
 from ddpo3d_fast.priors.lora import Lora
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
@@ -56,6 +56,7 @@ class StableDiffusionPrior:
         lora: Sequence[tuple[str | Path, float]] = (),
         interpolate_views: bool = True,
         calls: Sequence[Call] = (),
+        prompts: tuple[str, str] | None = None,
     ) -> None:
         """Loads all but the text encoders, which `prompt` loads and frees.
 
@@ -69,9 +70,12 @@ class StableDiffusionPrior:
             interpolate_views: whether the embeddings of the two nearest views are mixed; else the nearest
                 view's is taken.
             calls: the steps of the run, where they are known, for the engines' profiles.
+            prompts: the prompt and the negative prompt of the run, where they are known: one that is too
+                long is then told before the UNet is loaded.
 
         Raises:
-            InputError: a part is missing, damaged or of another kind; the line names it.
+            InputError: a part is missing, damaged or of another kind; the line names it. A prompt is too
+                long.
         """
         self.folder, self.device = Path(folder), torch.device(device)
         self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
@@ -81,10 +85,15 @@ class StableDiffusionPrior:
         self.alphas_cumprod, self.prediction_type = _noise_schedule(self.folder / "scheduler")
         self.alphas_cumprod = self.alphas_cumprod.to(self.device)
 
+        # What the user may have got wrong comes before the weights, which take long.
+        unet_config = read_config(self.folder / "unet" / "config.json")
+        self._lora = [Lora(path, scale, unet_config) for path, scale in lora]
+        if prompts:
+            texts = [*view_prompts(prompts[0]), prompts[1]]
+            check_lengths(self.folder, texts, unet_config.get("addition_embed_type") == "text_time")
         # Adapters are added in fp32: in fp16, what is small beside the weights would be lost.
         precision = torch.float32 if lora else self.dtype
         unet = load_network_part("diffusers", "UNet2DConditionModel", self.folder / "unet", precision)
-        self._lora = [Lora(path, scale, unet.config) for path, scale in lora]
         for adapter in self._lora:
             adapter.fuse(unet, "unet")
         # Past diffusers' own `to`, which warns of layers to keep in fp32 though this class has none.
@@ -114,8 +123,7 @@ class StableDiffusionPrior:
         shapes = []
         for call in calls:
             count, side = call.groups * call.views * call.actions, round(call.scale * size)
-            shape = {name: (count, *tensor.shape[1:]) for name, tensor in examples.items()}
-            shapes.append(shape | {"noisy": (count, channels, side, side)})
+            shapes.append(in_batches_of(count, examples) | {"noisy": (count, channels, side, side)})
         base = None  # elsewhere a second UNet would only take up memory
         if lora and choose_runtime(runtime, self.device, self.dtype) == "tensorrt":
             base = _Unet(

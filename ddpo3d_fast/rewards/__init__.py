@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddpo3d_fast.engines import choose_runtime
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.rewards.aesthetic import aesthetic_reward
-from ddpo3d_fast.rewards.clip import TowerReward, clip_reward
+from ddpo3d_fast.rewards.clip import TowerReward, clip_reward, sum_on_one_tower, tower_key
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
 from ddpo3d_fast.rewards.preference import hps_reward, pickscore_reward
 
@@ -57,8 +58,13 @@ class EmbeddedReward:
 
     name, differentiable, capturable = "embedded", True, True
 
-    def __init__(self, device: torch.device | str = "cpu", runtime: str = "auto") -> None:
-        self.scorer = EmbeddedScorer(device=device, runtime=runtime)
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        runtime: str = "auto",
+        batches: tuple[int, int] | None = None,
+    ) -> None:
+        self.scorer = EmbeddedScorer(device=device, runtime=runtime, batches=batches)
         self.runtime = self.scorer.runtime
 
     def prepare(self, gradient: bool) -> None:
@@ -136,11 +142,14 @@ class FunctionReward:
 
 
 class WeightedReward:
-    """The sum of rewards times their weights. Its gradient is that of the differentiable ones alone."""
+    """The sum of rewards times their weights. Its gradient is that of the differentiable ones alone.
+
+    An image tower that several of them share runs once.
+    """
 
     def __init__(self, parts: Sequence[tuple[Reward, float]]) -> None:
-        self.parts = list(parts)
-        self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in self.parts)
+        self.name = " + ".join(f"{weight:g} {reward.name}" for reward, weight in parts)
+        self.parts = _on_shared_towers(parts)
         self.differentiable = any(reward.differentiable for reward, _ in self.parts)
         self.capturable = all(reward.capturable for reward, _ in self.parts)
         self.runtime = " + ".join(dict.fromkeys(reward.runtime for reward, _ in self.parts))
@@ -164,6 +173,19 @@ class WeightedReward:
                 part = reward.score(images, prompts)
             scores += weight * part
         return scores, gradient
+
+
+def _on_shared_towers(parts: Sequence[tuple[Reward, float]]) -> list[tuple[Reward, float]]:
+    """The same sum, with one reward for those of CLIP's whose towers are the same."""
+    others = [(reward, weight) for reward, weight in parts if not isinstance(reward, TowerReward)]
+    towers = [(reward, weight) for reward, weight in parts if isinstance(reward, TowerReward)]
+    if len(towers) < 2:
+        return list(parts)
+    groups: dict[str, list[tuple[TowerReward, float]]] = {}
+    for reward, weight in towers:
+        groups.setdefault(tower_key(reward.tower), []).append((reward, weight))
+    summed = (group[0] if len(group) == 1 else (sum_on_one_tower(group), 1.0) for group in groups.values())
+    return [*others, *summed]
 
 
 def _find_function(name: str) -> Callable[[Tensor, list[str]], Tensor]:
@@ -195,20 +217,21 @@ def _find_function(name: str) -> Callable[[Tensor, list[str]], Tensor]:
 
 
 def _parse(spec: str) -> tuple[str, float]:
-    name, separator, text = spec.strip().partition("=")
-    if not separator:
-        return name, 1.0
+    name, equals, text = spec.rpartition("=")
     try:
-        weight = float(text)
+        weight = float(text) if equals else 1.0
     except ValueError:
         weight = math.nan
+        if "@" in name or ":" in text:  # a path's own =, or a module's
+            equals, weight = "", 1.0
     if not math.isfinite(weight):
         raise InputError(f"--reward: expected NAME or NAME=WEIGHT with a finite number, got {spec!r}")
-    return name.strip(), weight
+    return (name if equals else spec).strip(), weight
 
 
 def parse_rewards(specs: Sequence[str]) -> list[tuple[str, float]]:
-    """Names and weights of NAME or NAME=WEIGHT (1 if left out), before anything is loaded.
+    """Names and weights of NAME or NAME=WEIGHT (1 if left out), before anything is loaded. What follows the
+    last = of a path or a module and is no number is part of the name.
 
     InputError for a bad weight or a name that can be none.
     """
@@ -231,24 +254,27 @@ def make_reward(
     device: torch.device | str = "cpu",
     runtime: str = "auto",
     dtype: torch.dtype | None = None,
+    batches: tuple[int, int] | None = None,
 ) -> Reward:
     """The reward that `specs` name, each NAME or NAME=WEIGHT (1 if left out); several are summed.
 
     NAME is `embedded`; one of TOWER_REWARDS, alone or with the source of its weights as NAME@SOURCE (their
     functions' docstrings say which there are); or `module:function` of the user's, found on the Python path
     or in the working directory. `runtime`, one of `load_network`'s, runs all but the user's, and what CLIP's
-    towers compute in is `dtype` (None: fp16 on CUDA, else fp32). InputError for
-    an unknown name, a bad weight, weights that cannot be had or read, a missing module or function, or a
-    function that does not score.
+    towers compute in is `dtype` (None: fp16 on CUDA, else fp32). `batches` are the pictures that a call of
+    `score` and one of `score_vjp` will bring, where that is known, for the engines' profiles. InputError for
+    an unknown name, a bad weight, a runtime that is not to be had, weights that cannot be had or read, a
+    missing module or function, or a function that does not score.
     """
     parts: list[tuple[Reward, float]] = []
     for name, weight in parse_rewards(specs):
         kind, _, source = name.partition("@")
         if name == "embedded":
-            parts.append((EmbeddedReward(device, runtime), weight))
+            parts.append((EmbeddedReward(device, runtime, batches), weight))
         elif kind in TOWER_REWARDS:
+            choose_runtime(runtime, torch.device(device), dtype)  # before a download, or a long load
             tower = TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime)
-            tower.dtype = dtype
+            tower.dtype, tower.batches = dtype, batches
             parts.append((tower, weight))
         else:
             parts.append((FunctionReward(name, _find_function(name), device), weight))

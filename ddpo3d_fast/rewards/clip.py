@@ -8,6 +8,7 @@ others a constant.
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from ddpo3d_fast.engines import Engine, Network, load_network
+from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.engines.libraries import HUB_NAME, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
 
@@ -152,8 +154,10 @@ class TowerReward:
     ) -> None:
         """`direction` [D], or what embeds prompts; `runtime` is one of `load_network`'s."""
         self.name, self.device = name, torch.device(device)
+        self.tower, self.direction, self.scale, self.bias = tower, direction, scale, bias
         self._wanted_runtime, self._size = runtime, tower.size
         self.dtype: torch.dtype | None = None  # what the tower computes in; None: the engine's own
+        self.batches: tuple[int, int] | None = None  # pictures of a call of score, of score_vjp; where known
         self._resize = Resize(tower.size, tower.interpolation, tower.squash)
         self._embed = None if isinstance(direction, Tensor) else direction
         constant = direction.float() if isinstance(direction, Tensor) else None
@@ -204,6 +208,7 @@ class TowerReward:
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic=dict.fromkeys(inputs, (0,)),
             gradient=gradient,
+            shapes=(in_batches_of(self.batches[gradient], inputs),) if self.batches else (),
         )
 
     @functools.cached_property
@@ -235,6 +240,31 @@ class TowerReward:
             raise ValueError(f"images: expected device {self.device}, got {images.device}")
         if len(prompts) != len(images):
             raise ValueError(f"prompts: expected one for each of {len(images)} images, got {len(prompts)}")
+
+
+def tower_key(tower: Tower) -> str:
+    """The same for towers that compute the same; reads all their weights."""
+    module = fingerprint(Network("tower", tower.module, {}, ()))
+    return json.dumps([module, tower.size, *tower.mean, *tower.std, tower.interpolation, tower.squash])
+
+
+def sum_on_one_tower(parts: Sequence[tuple[TowerReward, float]]) -> TowerReward:
+    """The weighted sum of rewards whose towers are the same, which then runs once: each is linear in its
+    embedding, so their sum is a reward, too, along the sum of their directions."""
+    first, bias = parts[0][0], sum(weight * reward.bias for reward, weight in parts)
+    weights = [weight * reward.scale for reward, weight in parts]
+    scale = sum(map(abs, weights)) or 1.0
+    directions = [reward.direction for reward, _ in parts]  # and not `parts`, which hold the other towers
+
+    def direction(prompt: str) -> Tensor:
+        each = [one if isinstance(one, Tensor) else one(prompt) for one in directions]
+        return torch.stack(each, 1) @ (torch.tensor(weights) / scale)
+
+    constant = all(isinstance(one, Tensor) for one in directions)
+    along, name = direction("") if constant else direction, " + ".join(reward.name for reward, _ in parts)
+    total = TowerReward(name, first.tower, along, scale, bias, first.device, first._wanted_runtime)
+    total.dtype, total.batches = first.dtype, first.batches
+    return total
 
 
 def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: str = "auto") -> TowerReward:

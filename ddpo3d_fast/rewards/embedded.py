@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from ddpo3d_fast.engines import Engine, Network, load_network
+from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
 from ddpo3d_fast.errors import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
@@ -80,10 +80,15 @@ class EmbeddedScorer:
     """
 
     def __init__(
-        self, folder: Path | str = FOLDER, device: torch.device | str = "cpu", runtime: str = "auto"
+        self,
+        folder: Path | str = FOLDER,
+        device: torch.device | str = "cpu",
+        runtime: str = "auto",
+        batches: tuple[int, int] | None = None,
     ) -> None:
-        """`runtime` is one of `load_network`'s; `auto` is torch."""
-        folder = Path(folder)
+        """`runtime` is one of `load_network`'s; `auto` is torch. `batches` are the pictures of a call of
+        `score` and of `score_vjp`, where that is known, for the engines' profiles."""
+        folder, self._batches = Path(folder), batches
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"scorer: {folder / name} is missing")
@@ -115,6 +120,7 @@ class EmbeddedScorer:
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic={"images": (0,)},
             gradient=gradient,
+            shapes=(in_batches_of(self._batches[gradient], images),) if self._batches else (),
         )
 
     def _check(self, images: Tensor) -> None:

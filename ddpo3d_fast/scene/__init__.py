@@ -1,16 +1,19 @@
 """The scene: Gaussians, cameras, the first cloud and its densification. Knows nothing of diffusion."""
 
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
-from ddpo3d_fast.scene.densify import prune, relocate
+from ddpo3d_fast.scene.densify import ScreenGradients, densify, prune, relocate
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
-from ddpo3d_fast.scene.initialise import initial_cloud
+from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 
 __all__ = [
     "Cameras",
     "Gaussians",
     "LearningRates",
+    "ScreenGradients",
     "Views",
+    "densify",
+    "initial_ball",
     "initial_cloud",
     "look_at_origin",
     "orbit",

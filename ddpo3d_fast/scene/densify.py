@@ -1,7 +1,9 @@
-"""A fixed budget of Gaussians, well spent: dead ones move to live ones, and an export leaves them out.
+"""Gaussians where they are needed: dead ones move to live ones, or the number grows where the image asks for
+more; and an export leaves out what nobody sees.
 
 Relocation follows "3D Gaussian Splatting as Markov Chain Monte Carlo" (Kheradmand et al., arXiv 2404.09591,
-eq. 9), written from the paper. N never changes, so every buffer of the optimisation keeps its size.
+eq. 9): N never changes, so every buffer of the optimisation keeps its size. Densification follows "3D
+Gaussian Splatting" (Kerbl et al., arXiv 2308.04079, section 5). Both are written from the papers.
 """
 
 from __future__ import annotations
@@ -101,6 +103,94 @@ def share_opacity(opacity: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
             series += math.comb(i - 1, k) * (-1) ** k * new ** (k + 1) / math.sqrt(k + 1)
         total += torch.where(number >= i, series, torch.zeros_like(series))
     return new, old / total
+
+
+class ScreenGradients:
+    """How far the image would move each Gaussian: the mean length of the gradient with respect to its centre
+    on the screen, over all views of all steps that saw it."""
+
+    def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(count, device=device)  # changed in place: a CUDA graph may hold them
+        self.seen = torch.zeros(count, device=device)
+
+    def add(self, grad_means2d: Tensor, visible: Tensor, size: int) -> None:
+        """Counts C views in.
+
+        Args:
+            grad_means2d: [C, N, 2] of each view's own loss, in pixels (`Gaussians.update`).
+            visible: [C, N] bool, who is seen (`Views.visible`).
+            size: width and height of the views, pixels.
+        """
+        self.total += (grad_means2d.norm(dim=-1).nan_to_num(0, 0, 0) * visible).sum(0) * (size / 2)
+        self.seen += visible.sum(0)
+
+    def mean(self) -> Tensor:
+        """[N], in normalised device coordinates: an image is 2 wide and 2 high; 0 for what nobody saw."""
+        return self.total / self.seen.clamp_min(1)
+
+
+SPLIT_SHRINK = 1.6  # of the halves' scales (3DGS, section 5.2)
+
+
+def densify(
+    gaussians: Gaussians,
+    screen_gradients: Tensor,
+    generator: torch.Generator,
+    threshold: float,
+    split_above: float,
+    most: int,
+    dead_opacity: float = DEAD_OPACITY,
+    also_dead: Tensor | None = None,
+) -> Gaussians:
+    """A scene with more Gaussians where the image asks for them, and without the dead ones.
+
+    A live Gaussian whose screen gradient reaches the threshold is cloned if it is small, else split into two
+    drawn from its own normal. Adam's moments of what is new begin at 0.
+
+    Args:
+        gaussians: left as they are.
+        screen_gradients: [N], of `ScreenGradients.mean`.
+        generator: the only source of randomness; a CPU generator.
+        threshold: normalised device coordinates, above 0.
+        split_above: scale on the longest axis, world units, above which a Gaussian is split.
+        most: Gaussians there may be; where that is too few, those of the largest gradients grow.
+        dead_opacity: a Gaussian below this opacity, or with a parameter that is not finite, is dead.
+        also_dead: [N] bool, Gaussians to leave out whatever their opacity; none if left out.
+
+    Returns:
+        The new scene; the old one if all of it is dead.
+
+    Raises:
+        ValueError: a threshold that is not positive, or screen_gradients of another shape than [N].
+    """
+    if not threshold > 0.0:
+        raise ValueError(f"threshold: expected a positive number, got {threshold}")
+    if screen_gradients.shape != (len(gaussians),):
+        raise ValueError(
+            f"screen_gradients: expected shape ({len(gaussians)},), got {tuple(screen_gradients.shape)}"
+        )
+    alive = (gaussians.logit_opacities.sigmoid() >= dead_opacity) & _finite_rows(gaussians)
+    if also_dead is not None:
+        alive &= ~also_dead
+    if not bool(alive.any()):
+        return gaussians
+    grows = alive & (screen_gradients >= threshold)
+    room = max(most - int(alive.sum()), 0)  # everything that grows makes one more
+    first = torch.where(grows, screen_gradients, -1.0).argsort(descending=True, stable=True)[:room]
+    grows &= torch.zeros_like(grows).index_fill(0, first, True)
+    big = gaussians.log_scales.exp().amax(1) > split_above
+
+    clones, halves = gaussians[grows & ~big], gaussians[grows & big]
+    halves = halves[torch.arange(len(halves), device=halves.device).repeat(2)]
+    normal = torch.randn(len(halves), 3, generator=generator).to(halves.device)
+    halves.means += _rotate(halves.quats, normal * halves.log_scales.exp())
+    halves.log_scales -= math.log(SPLIT_SHRINK)
+    for born in (clones, halves):
+        for moments in (born.exp_avg, born.exp_avg_sq):
+            for name in PARAMETERS:
+                moments[name].zero_()
+    states = [part.state_dict() for part in (gaussians[alive & ~(grows & big)], clones, halves)]
+    return Gaussians.from_state_dict({name: torch.cat([s[name] for s in states]) for name in states[0]})
 
 
 def prune(gaussians: Gaussians, dead_opacity: float = DEAD_OPACITY) -> Gaussians:

@@ -54,6 +54,12 @@ class Views(NamedTuple):
     radii: Tensor  # [C, N] int32, 0 where not seen
     state: Any  # of rasterize_forward
 
+    @property
+    def visible(self) -> Tensor:
+        """[C, N] bool: who is drawn; nobody where there was too little room."""
+        drawn = self.radii > 0
+        return drawn if self.state.overflow is None else drawn & (self.state.overflow == 0)
+
 
 @dataclass
 class Gaussians:
@@ -170,7 +176,7 @@ class Gaussians:
         beta1: float = 0.9,
         beta2: float = 0.99,
         rate_scale: Tensor | None = None,
-    ) -> None:
+    ) -> Tensor:
         """One Adam step of every parameter, in place, down the gradient of a loss on the views.
 
         Args:
@@ -184,7 +190,11 @@ class Gaussians:
             scale_penalty: weight of the sum of scales in the loss; keeps Gaussians from growing where it
                 costs nothing (both penalties as in 3DGS-MCMC, arXiv 2404.09591).
             beta1, beta2: Adam's decays.
-            rate_scale: one float32 on the device that multiplies all learning rates; None: 1.
+            rate_scale: one float32 on the device that multiplies all learning rates, or one for each of
+                PARAMETERS; None: 1.
+
+        Returns:
+            [C, N, 2], the gradient with respect to the projected means, in pixels.
         """
         grads = rasterize_backward(
             views.state,
@@ -209,6 +219,7 @@ class Gaussians:
         if self.sh_degree == 0:
             limit = (0.5 - COLOR_MARGIN) / SH_C0
             self.sh.clamp_(-limit, limit)
+        return grads.means2d
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of parameters and moments under flat names: all that a checkpoint needs."""

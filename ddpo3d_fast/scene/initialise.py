@@ -1,10 +1,11 @@
-"""The cloud of Gaussians from which an object is grown."""
+"""The clouds of Gaussians from which an object is grown."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 
 from ddpo3d_fast.scene.gaussians import SH_C0, Gaussians
 
@@ -15,6 +16,50 @@ REFERENCE_COUNT, REFERENCE_SCALE = (
 )  # a cloud of 800 Gaussians of this size just covers its own volume
 LOGIT_OPACITY = -1.5  # opacity 0.18: gradients reach the Gaussians behind
 COLOR_DEVIATION = 0.025  # around grey
+
+
+def initial_ball(count: int, seed: int, radius: float = 0.5, opacity: float = 0.1) -> Gaussians:
+    """DreamGaussian's first cloud (arXiv 2309.16653): near-grey, round Gaussians, uniform in a ball.
+
+    Args:
+        count: N. A Gaussian's scale is the root of its mean squared distance to its three nearest neighbours,
+            as in 3D Gaussian Splatting; with fewer neighbours to those, and alone the radius.
+        seed: the cloud is a function of the arguments alone.
+        radius: of the ball, world units.
+        opacity: of every Gaussian.
+
+    Raises:
+        ValueError: count below 1, a radius that is not positive, or an opacity outside (0, 1).
+    """
+    if count < 1:
+        raise ValueError(f"count: expected 1 or more, got {count}")
+    if not radius > 0.0:
+        raise ValueError(f"radius: expected a positive length, got {radius}")
+    if not 0.0 < opacity < 1.0:
+        raise ValueError(f"opacity: expected a number between 0 and 1, got {opacity}")
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    means = radius * torch.rand(count, 1, generator=generator) ** (1 / 3) * direction
+    log_scales = _neighbour_distances(means, radius).log()[:, None].repeat(1, 3)
+    sh = torch.zeros(count, 1, 3)
+    sh[:, 0] = COLOR_DEVIATION / SH_C0 * torch.randn(count, 3, generator=generator)
+    quats = torch.tensor([1.0, 0, 0, 0]).repeat(count, 1)
+    logits = torch.full((count,), math.log(opacity / (1 - opacity)))
+    return Gaussians(means, quats, log_scales, logits, sh)
+
+
+def _neighbour_distances(means: Tensor, alone: float) -> Tensor:
+    """[N] root mean squared distance to the three nearest others."""
+    neighbours = min(3, len(means) - 1)
+    if not neighbours:
+        return torch.full((len(means),), alone)
+    found = []
+    for rows in means.split(1024):  # all pairs of a few at a time: memory
+        # Not by a matrix product, whose rounding is of the size of the distances.
+        distances = torch.cdist(rows, means, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.topk(neighbours + 1, largest=False).values[:, 1:]  # the first is itself
+        found.append(nearest.square().mean(1).sqrt())
+    return torch.cat(found).clamp_min(1e-7)
 
 
 def initial_cloud(count: int, seed: int, sh_degree: int = 0, deviation: float = DEVIATION) -> Gaussians:

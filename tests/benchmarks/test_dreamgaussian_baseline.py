@@ -88,7 +88,7 @@ def test_one_view_gives_our_gradient(baseline: ModuleType, model: Path, rendered
     theirs = theirs._replace(tokens=prior.conditions(prompt, seen_from)["tokens"][:, 0])
     noise = philox_normal((1, 4, 8, 8), SEED, NOISE_STREAM + 2 * STEP)
     leaves = baseline.leaves_of(gaussians)
-    image = baseline.render(leaves, camera, rendered, background, baseline.our_rasterizer)
+    image, means2d, visible = baseline.render(leaves, camera, rendered, background, baseline.our_rasterizer)
     picture, scale = resize(image, seen), config.distillation.guidance_scale
     baseline.distillation_loss(
         theirs, picture, timestep, scale, noise, posterior_noise=torch.zeros(1, 4, 8, 8)
@@ -99,6 +99,8 @@ def test_one_view_gives_our_gradient(baseline: ModuleType, model: Path, rendered
     for name, grad in zip(PARAMETERS, grads, strict=True):
         assert grad.norm() > 0, name
         assert (leaves[name].grad - grad).norm() <= 1e-3 * grad.norm(), name
+    assert (means2d.grad - ours.means2d).norm() <= 1e-3 * ours.means2d.norm() > 0
+    assert torch.equal(visible, views.visible)
 
 
 def test_the_posterior_is_sampled(baseline: ModuleType, small_model: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_run_sees_the_pictures_and_timesteps_of_ours(
     monkeypatch.setattr(generate, "export", lambda gaussians, folder: [])
     generate.generate(config, RunFolder.create(config), lambda row: None)
     prior = baseline.load_prior(small_model, PROMPT, "", CPU, None)
-    start = initial_cloud(config.scene.gaussians, config.seed)
+    start = generate.first_cloud(config.scene, config.seed)
     end = baseline.optimise(config, prior, start, baseline.our_rasterizer)
 
     assert len(ours) == len(theirs) == config.schedule.steps * config.schedule.views
@@ -147,6 +149,36 @@ def test_a_run_sees_the_pictures_and_timesteps_of_ours(
         assert torch.allclose(ours[view][0], theirs[view][0], atol=1e-5)
     for name in PARAMETERS:
         assert (getattr(end, name) - getattr(start, name)).abs().max() > 0, name
+
+
+def test_a_run_makes_more_gaussians_with_their_moments(
+    baseline: ModuleType, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = distillation_alone(small_model, steps=6)
+    config = dataclasses.replace(
+        config, scene=dataclasses.replace(config.scene, relocate_every=2, densify_gradient=1e-12)
+    )
+    steps: list[tuple[int, Tensor]] = []
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            leaf = self.param_groups[0]["params"][0]
+            steps.append((int(self.state[leaf]["step"]), self.state[leaf]["exp_avg"].clone()))
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    prior = baseline.load_prior(small_model, PROMPT, "", CPU, None)
+    start = generate.first_cloud(config.scene, config.seed)
+    end = baseline.optimise(config, prior, start, baseline.our_rasterizer)
+    counts = [len(moments) for _, moments in steps]
+    assert counts[:2] == [300, 300] != counts[2:4]
+    assert counts[2] < counts[4]
+    assert len(end) == counts[-1]
+    assert [number for number, _ in steps] == [1, 2, 3, 4, 5, 6]
+    leaves = baseline.leaves_of(end)
+    again = baseline.gaussians_of(leaves, baseline.make_optimizer(leaves, end, 6)).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in end.state_dict().items())
+    assert end.exp_avg["means"].abs().max() > 0
 
 
 def test_a_run_says_what_it_took_and_what_rasterized(

@@ -71,10 +71,15 @@ def test_the_packages_are_those_of_the_extra_that_the_embedded_models_need() -> 
     extra = re.search(r"^generate = \[(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert extra is not None
     names = re.findall(r'"([a-z_]+)', extra[1])
-    assert names == [*PACKAGES, "diffusers", "transformers", "peft", "open_clip_torch"]
+    assert names == ["torch", *PACKAGES, "diffusers", "transformers", "peft", "open_clip_torch"]
 
 
 def test_the_base_install_is_torch_and_numpy() -> None:
     base = re.search(r"^dependencies = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert base is not None
     assert re.findall(r'"([a-z]+)', base[1]) == ["torch", "numpy"]
+
+
+def test_the_commands_want_a_newer_torch_than_the_kernels_do() -> None:
+    """What exports graphs uses torch.export.Dim.DYNAMIC, which came with 2.6."""
+    assert re.findall(r'"torch>=([0-9.]+)', (ROOT / "pyproject.toml").read_text()) == ["2.1", "2.6"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpo3d_fast import cli
 from ddpo3d_fast.config import preset
 from ddpo3d_fast.engines.cache import find_or_build
-from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.errors import FallbackWarning, InputError
 
 from .conftest import Command
 
@@ -146,14 +146,15 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     assert prior[:4] == ("sd21", cpu, torch.bfloat16, "onnxruntime")
     assert prior[4:7] == ("taesd", [("style.safetensors", 0.5)], True)
     assert {call.scale for call in prior[7]} == set(scales)
-    assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16)
+    assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16, (2, 1))
 
 
 WRONG = {
     "engines lst": "engines: expected one of list, build, clear, got 'lst'; did you mean list?",
     "engines build --runtme torch": "--runtme: no such option of engines build; did you mean --runtime?",
     "engines build --runtime onnx": "--runtime: expected one of auto, tensorrt, onnxruntime, torch, got",
-    "engines build --runtime tensorrt --device cpu": "got tensorrt: runs on cuda alone, not on cpu",
+    "engines build --runtime tensorrt --device cpu": "ddpo3d-fast: --runtime: expected one that is to be had "
+    "here, got tensorrt: runs on cuda alone, not on cpu",
     "engines build --model nowhere": "--model: expected",
     "engines clear everything": "everything: expected only options",
 }
@@ -180,3 +181,18 @@ def test_a_fallback_is_printed_unless_the_run_shall_be_quiet(
     monkeypatch.setattr(cli, "_run", run)
     outcome = command("generate", *([flag] if flag else []))
     assert outcome.err == ("" if flag else "ddpo3d-fast: one engine; another runs it instead\n")
+
+
+def test_on_a_terminal_a_fallback_is_a_line_of_its_own(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def generate(config: Any, folder: Any, observer: Any, resume: bool) -> None:
+        observer({"stage": "load", "message": "loading"})
+        warnings.warn("one engine; another runs it instead", FallbackWarning, stacklevel=1)
+        raise InputError("enough")
+
+    monkeypatch.setattr(cli, "_style", lambda *_: "bar")
+    monkeypatch.setattr("ddpo3d_fast.generate.generate", generate)
+    outcome = command("generate", "--prompt", "a cube", "--output", str(tmp_path / "run"))
+    shown = [line.split("\r\033[K")[-1] for line in outcome.err.split("\n")]
+    assert shown == ["ddpo3d-fast: one engine; another runs it instead", "ddpo3d-fast: enough", ""]

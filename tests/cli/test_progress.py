@@ -68,6 +68,25 @@ def test_the_bar_shows_step_and_parts() -> None:
     assert "loss 0.5  guide 0.125  reward 0.25  timestep 700" in last
 
 
+def test_what_is_said_meanwhile_is_a_line_of_its_own() -> None:
+    err = io.StringIO()
+    progress = Progress("bar", stderr=err, stdout=io.StringIO())
+    progress({"stage": "load", "message": "loading embedded"})
+    progress.say("something else runs it")
+    wiped = "\r\033[K"
+    assert err.getvalue() == f"loading embedded{wiped}something else runs it\nloading embedded"
+    progress.close()
+    progress.say("the end")
+    assert err.getvalue().endswith(f"loading embedded{wiped}the end\n")
+    progress(event(1))
+    progress.say("in between")
+    progress(event(2))
+    progress.close()
+    *_, said, shown, _ = err.getvalue().split("\n")
+    assert said == "in between"
+    assert shown.split("\r")[-1].startswith("step 2/40 ")
+
+
 @pytest.mark.parametrize("style", ["bar", "lines", "json", "quiet"])
 def test_every_style_knows_the_last_step(style: Style) -> None:
     progress = Progress(style, stderr=io.StringIO(), stdout=io.StringIO())

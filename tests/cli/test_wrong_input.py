@@ -48,6 +48,7 @@ SETTINGS = {
     f"{MUSHROOM} --noises 1": "--noises: expected at least 2",
     f"{MUSHROOM} --render-scales 0": "--render-scales: expected one or more numbers from 0.1 to 16",
     f"{MUSHROOM} --device cuda": "--device: expected auto or cpu here, got cuda: torch",
+    f"{MUSHROOM} --device cpu --runtime tensorrt": "--runtime: expected one that is to be had here, got",
     f"{MUSHROOM} --model stable-fusion": "--model: expected `embedded` or a folder",
     f"{MUSHROOM} --model folder": "--model: expected `embedded` or a folder",
 }

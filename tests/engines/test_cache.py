@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from ddpo3d_fast.engines import Network, cache
-from ddpo3d_fast.engines.cache import MANIFEST, cache_folder, clear, entries, find_or_build, fingerprint
+from ddpo3d_fast.engines.cache import (
+    MANIFEST,
+    cache_folder,
+    clear,
+    discard,
+    entries,
+    find_or_build,
+    fingerprint,
+)
 from ddpo3d_fast.errors import InputError
 
 PROCESSES = multiprocessing.get_context("fork")
@@ -160,6 +168,40 @@ def test_what_a_killed_builder_left_is_removed_and_its_lock_is_free(folder):
     path = find_or_build("decoder", {}, build)  # any later build sweeps
     assert names(folder) == sorted([other.name, path.name])
     assert (find_or_build("unet", {}, build) / "model.onnx").read_bytes() == b"graph"
+
+
+def used(*names):
+    """The entries of these names, built where they are not there."""
+    found = []
+    for name in names:
+        find_or_build(name, {}, build, found)
+    return found
+
+
+def test_what_was_kept_and_is_of_no_use_is_removed_with_all_that_depends_on_it(folder):
+    assert [entry.fresh for entry in used("graph")] == [True]
+    both = used("graph", "plan")
+    assert [entry.fresh for entry in both] == [False, True]
+    assert discard(both)
+    assert names(folder) == []
+
+
+def test_what_was_just_built_and_is_of_no_use_stays_and_is_not_built_again():
+    assert not discard(used("plan"))
+    assert not discard(used("plan"))
+    assert not discard([])
+    assert discard(used("plan", "graph") + used("graph"))  # the graph's turn has not come yet
+    assert not discard(used("plan", "graph"))
+
+
+def test_what_another_process_has_built_anew_is_not_removed(folder):
+    mine, others = used("plan") and used("plan"), used("plan")
+    assert discard(others)
+    (new,) = used("plan")
+    assert discard(mine)
+    assert entries()[0].stamp == new.stamp
+    assert not discard(used("plan"), again=False)
+    assert entries()[0].refused
 
 
 def test_clear_removes_everything_and_says_how_much(folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpo3d_fast.engines import Network, choose_runtime, load_network, tensorrt
+from ddpo3d_fast.engines import Network, cache, choose_runtime, load_network, tensorrt
 from ddpo3d_fast.engines import load as room
 from ddpo3d_fast.engines.cache import cache_folder, entries
 from ddpo3d_fast.errors import FallbackWarning, InputError
@@ -21,9 +21,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPO3D_CACHE", str(tmp_path))
-    return tmp_path
 
 
 class Tower(nn.Module):
@@ -131,7 +130,7 @@ def test_a_graph_is_exported_once(network, monkeypatch, quiet):
         load_network(replace(network, inputs={"x": torch.randn(3, 4)}), runtime="onnxruntime")
 
 
-def test_torch_makes_no_files(network, cache, quiet):
+def test_torch_makes_no_files(network, quiet):
     assert load_network(network, runtime="torch").runtime.startswith("torch")
     assert not cache_folder().exists()
 
@@ -145,22 +144,63 @@ def test_another_dtype_or_version_is_another_graph(network, monkeypatch, dtype, 
     assert len(entries()) == 2
 
 
-def damage_weights(folder):
-    """The graph of other weights, and nothing in the manifest that tells it."""
-    data = (folder / "model.onnx").read_bytes()
-    weights = data.find(damage_weights.bytes)
-    assert weights > 0
-    (folder / "model.onnx").write_bytes(data[:weights] + os.urandom(16) + data[weights + 16 :])
+def swap(file, old, new):
+    """Other bytes in a file of the same size, and nothing in the manifest that tells it."""
+    data = file.read_bytes()
+    assert data.count(old) == 1
+    file.write_bytes(data.replace(old, new))
+
+
+def garble(file):
+    file.write_bytes(os.urandom(file.stat().st_size))
+
+
+DAMAGES = {
+    "graph": lambda folder, weights: garble(folder / "model.onnx"),
+    "weights": lambda folder, weights: swap(folder / "model.onnx", weights, weights[::-1]),
+    "probe": lambda folder, weights: garble(folder / "probe.npz"),
+}
+
+
+@pytest.fixture
+def exports(monkeypatch):
+    """The graphs exported so far; all of one network, so that only the first takes its time."""
+    made, export = [], room.export
+
+    def export_once(network, graph, dtype):
+        graph.write_bytes(made[0]) if made else export(network, graph, dtype)
+        made.append(graph.read_bytes())
+
+    monkeypatch.setattr(room, "export", export_once)
+    return made
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_what_is_damaged_in_the_cache_is_built_anew_once(network, quiet, exports, what):
+    load_network(network)
+    (entry,) = entries()
+    DAMAGES[what](entry.path, network.module.layer.weight.numpy().tobytes()[:16])
+    for _ in range(2):
+        engine = load_network(network)
+        assert engine.runtime.startswith("ONNX Runtime")
+        assert torch.allclose(engine(**network.inputs)["y"], network.module(network.inputs["x"]), atol=1e-6)
+    (new,) = entries()
+    assert (new.path, new.size) == (entry.path, entry.size)
+    assert new.stamp != entry.stamp
+    assert len(exports) == 2
 
 
 @pytest.mark.parametrize("runtime", ["auto", "onnxruntime"])
-def test_an_engine_that_disagrees_with_its_probe_gives_way_to_torch(network, runtime):
+def test_an_engine_that_disagrees_with_its_probe_gives_way_to_torch(network, monkeypatch, exports, runtime):
+    """What was kept is built anew before, and what is no help once it has been built never again."""
     load_network(network)
-    (entry,) = entries()
-    damage_weights.bytes = network.module.layer.weight.numpy().tobytes()[:16]
-    damage_weights(entry.path)
-    with pytest.warns(FallbackWarning) as caught:
-        engine = load_network(network, runtime=runtime)
+    run = room.OnnxEngine.__call__
+    wrong = lambda engine, **inputs: {"y": 1.1 * run(engine, **inputs)["y"]}  # noqa: E731
+    monkeypatch.setattr(room.OnnxEngine, "__call__", wrong)
+    for _ in range(2):
+        with pytest.warns(FallbackWarning) as caught:
+            engine = load_network(network, runtime=runtime)
+        assert len(exports) == 2
     (warning,) = caught
     message = str(warning.message)
     assert message.startswith("scorer: ONNX Runtime ")
@@ -168,6 +208,32 @@ def test_an_engine_that_disagrees_with_its_probe_gives_way_to_torch(network, run
     assert message.endswith(f"; {engine.runtime} runs it instead")
     assert engine.runtime.startswith("torch")
     assert warning.filename == __file__
+    monkeypatch.setattr(room.OnnxEngine, "__call__", run)
+    assert load_network(network).runtime.startswith("ONNX Runtime")  # it is kept, and tried every time
+
+
+def test_a_damaged_entry_that_cannot_be_removed_gives_way_to_torch(network, monkeypatch):
+    load_network(network)
+    garble(entries()[0].path / "model.onnx")
+
+    def fail(path):
+        raise PermissionError("a cache for all")
+
+    monkeypatch.setattr(cache, "_remove", fail)
+    with pytest.warns(FallbackWarning, match="not a graph that ONNX Runtime can load"):
+        assert load_network(network).runtime.startswith("torch")
+
+
+def test_without_memory_nothing_is_built_anew(network, monkeypatch, exports):
+    load_network(network)
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(room.OnnxEngine, "__init__", fail)
+    with pytest.warns(FallbackWarning, match=r"cannot run it \(no room\)"):
+        load_network(network)
+    assert len(exports) == 1
 
 
 def test_results_that_are_not_numbers_disagree(network):
@@ -320,6 +386,26 @@ def test_a_plan_that_disagrees_gives_way_to_torch(on_tensorrt):
         FallbackWarning, match=r"^scorer: TensorRT 99, a GPU gives another y.*; torch .* instead"
     ):
         assert on_tensorrt().runtime.startswith("torch")
+    assert len(Other.built) == 1  # it was just made: to build it anew would take minutes, and be no help
+
+
+def test_a_plan_of_a_damaged_graph_is_built_anew_with_it(on_tensorrt, quiet):
+    """The probe tells; nothing but a new build can say which of the two it was."""
+    on_tensorrt()
+    graph, plan = entries()
+    kept, Other.module = Other.module, lambda x: 0 * x[:, :3]
+    make = Other.__init__
+
+    def mended(engine, graph, plan, *more, **flags):
+        if not plan.is_file():
+            Other.module = kept
+        make(engine, graph, plan, *more, **flags)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Other, "__init__", mended)
+        assert on_tensorrt().runtime == Other.runtime
+    assert len(Other.built) == 2
+    assert [new.stamp == old.stamp for new, old in zip(entries(), (graph, plan), strict=True)] == [False] * 2
 
 
 def fixed(*shape):

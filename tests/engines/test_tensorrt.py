@@ -321,63 +321,48 @@ def damage(plan: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "one byte"])
-def test_a_damaged_plan_is_built_anew(make, graphs, state, tmp_path, how):
+def test_a_damaged_plan_is_one_line(make, state, tmp_path, how):
     make()
     damage(tmp_path / "cache" / "plan", how)
-    given = inputs(2, 8)
-    assert agree(make()(**given), expected(graphs.module, given))
-    assert count(state, "build_serialized_network") == 2
-    make()  # the plan that replaced it is whole
-    assert count(state, "build_serialized_network") == 2
+    with pytest.raises(InputError) as raised:
+        make()
+    assert one_line(raised.value, tmp_path / "cache" / "plan", "run here (the plan is damaged)")
+    assert count(state, "build_serialized_network") == 1
 
 
-def test_a_plan_for_other_profiles_is_built_anew(make, graphs, state):
+def test_a_plan_for_other_shapes_or_tensors_is_one_line(make, graphs, tmp_path):
     make(profiles=[profile(8)])
-    make(profiles=[profile(16)])
-    given = inputs(2, 8)
-    assert agree(make(profiles=PROFILES)(**given), expected(graphs.module, given))
-    assert count(state, "build_serialized_network") == 3
+    plan = tmp_path / "cache" / "plan"
+    for profiles in ([profile(16)], PROFILES):
+        with pytest.raises(InputError) as raised:
+            make(profiles=profiles)
+        assert one_line(raised.value, plan, "it is for other tensors or shapes")
+    with pytest.raises(InputError, match="it is for other tensors"):
+        TensorRTEngine(graphs.single, plan, inputs(2, 8), (OUTPUTS[0], "grad"), [profile(8)], "cuda")
 
 
-def test_a_plan_of_a_network_with_other_tensors_is_built_anew(make, graphs, state, tmp_path):
+def test_a_plan_that_cannot_be_refitted_is_refused_where_it_must(make, state, tmp_path):
     make()
-    model = onnx.load(str(graphs.single))
-    for node in (*model.graph.node, model.graph.output[1]):
-        if node.name == "score":
-            node.name = "grad"
-        elif "score" in getattr(node, "output", ()):
-            node.output[list(node.output).index("score")] = "grad"
-    onnx.save(model, str(tmp_path / "renamed.onnx"))
-    names = (OUTPUTS[0], "grad")
-    given, plan = inputs(2, 8), tmp_path / "cache" / "plan"
-    engine = TensorRTEngine(tmp_path / "renamed.onnx", plan, given, names, PROFILES, "cuda")
-    assert agree(
-        {"prediction": engine(**given)["prediction"], "score": engine(**given)["grad"]},
-        expected(graphs.module, given),
-    )
+    with pytest.raises(InputError, match="not a plan that TensorRT can run here"):
+        make(refittable=True)
+    make(plan=tmp_path / "other", refittable=True)
+    make(plan=tmp_path / "other")  # a plan that can be refitted serves everybody
     assert count(state, "build_serialized_network") == 2
 
 
-def test_a_plan_that_cannot_be_refitted_is_built_anew_where_it_must(make, state):
-    make()
-    make(refittable=True)
-    assert count(state, "build_serialized_network") == 2
-    make(refittable=True)
-    make()  # a plan that can be refitted serves everybody
-    assert count(state, "build_serialized_network") == 2
-
-
-def test_a_plan_of_another_version_is_built_anew_unless_it_is_compatible(make, graphs, state, monkeypatch):
-    given = inputs(2, 8)
-    for compatible, builds in ((False, 2), (True, 1)):
-        monkeypatch.setattr(fake, "__version__", "10.13.3.9")
-        plan = Path(f"{compatible}.plan")
-        make(plan=graphs.single.parent / plan, version_compatible=compatible)
-        monkeypatch.setattr(fake, "__version__", "11.4.0.106")
-        engine = make(plan=graphs.single.parent / plan, version_compatible=compatible)
-        assert agree(engine(**given), expected(graphs.module, given))
-        assert count(state, "build_serialized_network") == builds
-        state.calls.clear()
+def test_a_plan_serves_later_versions_if_it_is_compatible(make, graphs, tmp_path, monkeypatch):
+    releases, plan = ("10.13.3.9", "11.4.0.106"), tmp_path / "plan"
+    for built, used, compatible in ((*releases, False), (*releases, True), (*releases[::-1], True)):
+        plan.unlink(missing_ok=True)
+        monkeypatch.setattr(fake, "__version__", built)
+        make(plan=plan, version_compatible=compatible)
+        monkeypatch.setattr(fake, "__version__", used)
+        if (built, compatible) == (releases[0], True):
+            engine = make(plan=plan, version_compatible=compatible)
+            assert agree(engine(**inputs(2, 8)), expected(graphs.module, inputs(2, 8)))
+        else:
+            with pytest.raises(InputError, match=rf"the plan is of version {built}"):
+                make(plan=plan, version_compatible=compatible)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -394,7 +379,7 @@ def test_a_build_that_fails_leaves_the_old_files_and_no_others(make, state, tmp_
     before = everything(tmp_path)
     state.fails.add("build_serialized_network")
     with pytest.raises(InputError):
-        make(profiles=[profile(8)])
+        make(plan=tmp_path / "cache" / "other")
     assert everything(tmp_path) == before
 
 
@@ -656,6 +641,30 @@ def test_load_network_builds_and_probes_it_once_or_says_why_not(loading, graphs,
         assert count(state, "Builder") == builds
     for given in (inputs(1, 8), inputs(3, 16)):
         assert agree(engine(**given), expected(graphs.module, given))
+
+
+@pytest.mark.parametrize("compatible", ["0", "1"])
+def test_a_kept_plan_that_no_longer_loads_is_built_anew_as_an_entry(
+    loading, graphs, state, monkeypatch, compatible
+):
+    """Damaged, or made by another driver, of which nothing in its key tells; or by a later version."""
+    monkeypatch.setenv("DDPO3D_TENSORRT_VERSION_COMPATIBLE", compatible)
+    monkeypatch.setattr(load, "export", lambda network, graph, dtype: shutil.copy(graphs.other, graph))
+    if compatible == "1":
+        monkeypatch.setattr(fake, "__version__", "11.4.0.106")
+    load.load_network(network(1), "cuda", "tensorrt", torch.float32)
+    (plan,) = (entry for entry in entries() if entry.facts["name"] == "unet-tensorrt")
+    if compatible == "1":
+        monkeypatch.setattr(fake, "__version__", "10.16.1.11")
+    else:
+        damage(plan.path / "model.plan", "one byte")
+    for builds in (1, 0):
+        state.calls.clear()
+        engine = load.load_network(network(1), "cuda", "tensorrt", torch.float32)
+        assert count(state, "Builder") == builds
+        assert agree(engine(**inputs(2, 8)), expected(Small(1), inputs(2, 8)))
+        (new,) = (entry for entry in entries() if entry.facts["name"] == "unet-tensorrt")
+        assert (new.path, new.facts["runtime"]) == (plan.path, engine.runtime)
 
 
 def adapted(seed: int) -> Network:

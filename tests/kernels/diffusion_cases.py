@@ -149,11 +149,12 @@ def run_adam(device: torch.device | str = "cpu") -> dict[str, Tensor]:
         groups.append(AdamGroup(*(placed(t, device, index in (2, 4, 9)) for t in tensors), lr))
     groups[0].grad.view(-1)[5] = torch.nan
     number = torch.tensor([3], device=device)
-    scale = torch.tensor([0.37], device=device)
+    scale, scales = torch.tensor([0.37], device=device), torch.linspace(0.1, 1, 10, device=device)
     flag = torch.zeros(1, dtype=torch.int32, device=device)
     adam_groups(groups, 1, 0.8, 0.95, 1e-8)
     adam_groups(groups[:6], number, rate_scale=scale, skip=flag)
     adam_groups(groups, 3, skip=flag + 1)  # nothing happens
+    adam_groups(groups, 4, rate_scale=scales)  # more than one launch has groups for
     adam(*groups[3][:4], step=number, lr=groups[3].lr)
     return {
         f"{index}.{name}": getattr(group, name).cpu()

@@ -129,6 +129,14 @@ def test_step_rate_scale_and_skip_may_be_tensors():
         assert not torch.equal(a.param, c.param)
 
 
+def test_every_group_may_have_a_rate_scale_of_its_own():
+    got, expected = groups_of_two(), groups_of_two()
+    adam_groups(got, 7, rate_scale=torch.tensor([0.25, 0.5]))
+    adam_groups([expected[0]._replace(lr=0.025), expected[1]._replace(lr=expected[1].lr * 0.5)], 7)
+    for a, b in zip(got, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
+
+
 @pytest.mark.parametrize(
     ("group", "options", "error", "message"),
     [
@@ -148,6 +156,7 @@ def test_step_rate_scale_and_skip_may_be_tensors():
             "^step: expected one torch.int64 on cpu, got 1 of torch.f",
         ),
         ({}, {"rate_scale": 0.5}, TypeError, "^rate_scale: expected a torch tensor, got float"),
+        ({}, {"rate_scale": torch.ones(3)}, ValueError, "^rate_scale: expected 1 or 2 torch.float32 on cpu"),
         (
             {},
             {"skip": torch.zeros(2, dtype=torch.int32)},

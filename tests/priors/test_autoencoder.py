@@ -144,6 +144,7 @@ def test_other_runtimes_run_the_encoder_and_its_vjp_as_networks(codecs, saved, m
     assert relative(pull_back(grad), expected_pull_back(grad)) < 1e-5
     assert relative(codec.decode(latents), codecs["kl-shifted"].decode(latents)) < 1e-5
     assert called == ["encoder", "encoder_vjp", "decoder"]
+    assert codec.runtimes == dict.fromkeys(called, "another")
     for network in networks:  # what an engine needs to know: examples that run, and the axes that change
         with torch.set_grad_enabled(network.gradient):
             network.module(*network.inputs.values())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from safetensors import safe_open
 
 from ddpo3d_fast.engines.libraries import library
+from ddpo3d_fast.engines.load import profiles
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.priors import Call, load_prior
+from ddpo3d_fast.priors import embedded as room
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.embedded import FOLDER
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
@@ -19,6 +22,17 @@ from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 @pytest.fixture(scope="module")
 def prior():
     return load_prior("embedded")
+
+
+def test_an_engine_is_told_the_shapes_of_a_call(monkeypatch):
+    networks, engine = [], SimpleNamespace(runtime="another")
+    monkeypatch.setattr(room, "load_network", lambda network, *_: networks.append(network) or engine)
+    load_prior(str(FOLDER), runtime="torch", calls=[Call(views=64, actions=2, scale=1.0)])
+    (shapes,) = networks[0].shapes
+    assert shapes["noisy"] == (256, 48, 16, 16)
+    assert shapes.keys() == networks[0].inputs.keys()
+    (bounds,) = profiles(networks[0])
+    assert bounds["noisy"][0] == (1, 48, 16, 16)
 
 
 @pytest.fixture

@@ -77,8 +77,9 @@ def test_on_onnx_runtime_the_steps_are_those_on_torch(folders, tmp_path):
     torch_rows = run(folders["sd15"], "draft", tmp_path / "torch")
     rows = run(folders["sd15"], "draft", tmp_path / "onnx", runtime="auto")
     assert rows[0]["loss"] == pytest.approx(torch_rows[0]["loss"], rel=1e-4)
-    written = yaml.safe_load((tmp_path / "onnx" / "config.yaml").read_text())
-    assert written["provenance"]["engine"].startswith("ONNX Runtime ")
+    written = yaml.safe_load((tmp_path / "onnx" / "config.yaml").read_text())["provenance"]
+    for name in ("engine", "encoder_engine", "encoder_vjp_engine", "decoder_engine"):
+        assert written[name].startswith("ONNX Runtime ")
     assert {entry.facts["name"].partition("-")[0] for entry in entries()} >= {"unet", "encoder", "decoder"}
 
 

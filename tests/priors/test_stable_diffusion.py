@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_stable_diffusion import make_pipeline, make_tiny_vae, make_unet, make_vae, save_pipeline
 
+from ddpo3d_fast import priors as priors_room
 from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
@@ -188,6 +189,17 @@ def test_a_prompt_that_would_lose_its_view_is_refused(priors):
         priors["sd15"].prompt(words)
     with pytest.raises(InputError, match="--negative-prompt: expected at most"):
         priors["sdxl"].prompt("a red view", words)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_prompt_that_is_too_long_is_told_before_weights_are_read(folders, monkeypatch, kind):
+    longest = "r " * 75  # 77 tokens with start and end, and without a view's words
+    prior = on_torch(folders[kind], prompts=("a red view", longest))
+    prior.prompt("a red view", longest)
+    monkeypatch.setattr(room, "load_network_part", lambda *_: pytest.fail("read weights"))
+    for prompts, got in (((longest, ""), 84), (("a red view", longest + "r"), 78)):
+        with pytest.raises(InputError, match=rf"at most 77 tokens with the view's words, got {got}: shorten"):
+            on_torch(folders[kind], prompts=prompts)
 
 
 # The UNet
@@ -672,7 +684,7 @@ def test_tensorrt_alone_gets_the_unet_before_its_adapters(sd, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["none", "bin", "garbage", "another", "misfit", "lost"])
-def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, damage):
+def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, monkeypatch, damage):
     file = tmp_path / ("style.bin" if damage == "bin" else "style.safetensors")
     adapter = pairs(load_file(sd / UNET_WEIGHTS), MODULES, rank=2, seed=6)
     if damage in ("bin", "garbage"):
@@ -687,6 +699,8 @@ def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, damage):
             in_diffusers_format(adapter | {"down_blocks.7.conv": (torch.ones(2, 7), torch.ones(5, 2))}, {}),
             file,
         )
+    if damage not in ("misfit", "lost"):  # with what, the network has to be there to tell
+        monkeypatch.setattr(room, "load_network_part", lambda *_: pytest.fail("read weights"))
     line = one_line(sd, lora=[(file, 1.0)])
     assert line.startswith("--lora: ")
     assert str(file) in line
@@ -703,6 +717,12 @@ def test_load_prior_tells_the_kinds_apart(folders, tmp_path):
         load_prior("embedded", codec="taesd")
     with pytest.raises(InputError, match=r"model_index\.json"):
         load_prior(str(tmp_path))
+
+
+def test_a_wrong_runtime_is_told_before_a_model_is_looked_for(monkeypatch):
+    monkeypatch.setattr(priors_room, "find_model", lambda *_: pytest.fail("looked for a model"))
+    with pytest.raises(InputError, match=r"^--runtime: .*, got tensorrt: runs on cuda alone, not on cpu$"):
+        load_prior("sd21", runtime="tensorrt")
 
 
 def test_load_prior_hands_everything_on(folders, tmp_path):

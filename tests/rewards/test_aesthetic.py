@@ -98,6 +98,30 @@ def test_score_is_the_predictors_of_openais_embedding(folder, embed, name, predi
     assert torch.equal(reward.score(images, PROMPTS[::-1]), reward.score(images, PROMPTS))
 
 
+@pytest.mark.parametrize("second", ["aesthetic-v1", "clip"])
+def test_rewards_on_one_tower_run_it_once(folder, tmp_path, second):
+    quick = {"model_cfg": CONFIGS["vit"] | {"quick_gelu": True}, "preprocess_cfg": PREPROCESS}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(quick))
+    for file in folder.iterdir():
+        if file.name != "open_clip_config.json":
+            (tmp_path / file.name).symlink_to(file)
+    images = pictures(2, 48, 48)
+    alone = [make_reward([f"{name}@{tmp_path}"], runtime="torch") for name in ("aesthetic", second)]
+    both = make_reward([f"aesthetic@{tmp_path}=-2", f"{second}@{tmp_path}=0.3"], runtime="torch")
+    assert both.name == f"-2 aesthetic@{tmp_path} + 0.3 {second}@{tmp_path}"
+    assert len(both.parts) == 1
+    scores, gradient = both.score_vjp(images, PROMPTS)
+    torch.testing.assert_close(both.score(images, PROMPTS), scores)
+    one, other = (reward.score_vjp(images, PROMPTS) for reward in alone)
+    torch.testing.assert_close(scores, -2 * one[0] + 0.3 * other[0], rtol=1e-5, atol=1e-4)
+    assert relative(gradient, -2 * one[1] + 0.3 * other[1]) < 1e-5
+
+
+def test_a_tower_of_another_activation_is_another_one(folder):
+    """CLIP's own configuration here has the plain GELU."""
+    assert len(make_reward([f"aesthetic@{folder}", f"clip@{folder}"], runtime="torch").parts) == 2
+
+
 def test_a_predictor_may_be_named_by_its_file(folder, offline):
     """CLIP is then the hub's."""
     with pytest.raises(InputError, match=r"vit_large_patch14_clip_224\.openai is not in the hub's cache"):

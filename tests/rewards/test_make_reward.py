@@ -1,12 +1,14 @@
 """Rewards by name: NAME[=WEIGHT], the user's own functions, sums, and one clear line for every mistake."""
 
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ddpo3d_fast.engines.load import profiles
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import clip, embedded, make_reward, parse_rewards
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
 
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
@@ -122,7 +124,9 @@ def test_a_single_weight_scales(images):
         ),
         (["embedded=nan"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=nan'"),
         (["embedded=inf"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=inf'"),
-        (["embedded=1=2"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=1=2'"),
+        (["embedded=1=2"], "--reward: expected `embedded` or module:function of your own, got 'embedded=1'"),
+        (["clip@a=b=nan"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'clip@a=b=nan'"),
+        (["user_rewards:redness=much"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got"),
         (["embedded", "no_such_module:f"], "no module 'no_such_module'"),
         (["user_rewards:nothing"], "has no function 'nothing'"),
         (["user_rewards:NUMBER"], "has no function 'NUMBER'"),
@@ -140,6 +144,24 @@ def test_a_mistake_is_one_clear_line(specs, message):
         make_reward(specs)
     assert str(caught.value).startswith("--reward: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "weight"),
+    [
+        (" embedded = 0.5 ", "embedded", 0.5),
+        ("user_rewards:redness=-2", "user_rewards:redness", -2.0),
+        ("odd=module:score", "odd=module:score", 1.0),
+        ("odd=module:score=3", "odd=module:score", 3.0),
+        ("clip@runs/lr=0.1/vit", "clip@runs/lr=0.1/vit", 1.0),
+        ("clip@runs/lr=0.1/vit=2", "clip@runs/lr=0.1/vit", 2.0),
+        ("clip@runs/kind=vit", "clip@runs/kind=vit", 1.0),
+        ("clip@runs/lr=0.1", "clip@runs/lr", 0.1),
+        ("clip@runs/lr=0.1=1", "clip@runs/lr=0.1", 1.0),
+    ],
+)
+def test_a_weight_is_the_number_behind_the_last_equals_sign(spec, name, weight):
+    assert parse_rewards([spec]) == [(name, weight)]
 
 
 def test_scores_that_turn_nan_during_a_run_are_an_input_error(images):
@@ -168,6 +190,23 @@ def test_rewards_on_clip_add_up_with_others(images, clip_folder, monkeypatch):
     torch.testing.assert_close(gradient, expected)
     assert not reward.capturable  # the user's function is looked at
     assert make_reward([f"clip@{folder}", "embedded"], runtime="torch").capturable
+
+
+def test_engines_are_told_how_many_pictures_a_call_brings(clip_folder, monkeypatch):
+    networks, engine = [], SimpleNamespace(runtime="another")
+    for room in (embedded, clip):
+        monkeypatch.setattr(room, "load_network", lambda network, *_: networks.append(network) or engine)
+    specs = ["embedded", f"clip@{clip_folder('vit')}"]
+    make_reward(specs, runtime="onnxruntime", batches=(128, 64)).prepare(gradient=True)
+    assert [network.name for network in networks] == 2 * ["scorer", "scorer_vjp"]
+    for network, (shapes,), batch in zip(networks, (n.shapes for n in networks), 2 * (128, 64), strict=True):
+        assert shapes == {name: (batch, *t.shape[1:]) for name, t in network.inputs.items()}
+        assert [bounds["images"][2][0] for bounds in profiles(network)] == [batch]
+
+
+def test_a_wrong_runtime_is_told_before_weights_are_looked_for(offline):
+    with pytest.raises(InputError, match=r"^--runtime: .*, got tensorrt: runs on cuda alone"):
+        make_reward(["clip"], runtime="tensorrt")
 
 
 def test_rewards_on_clip_need_open_clip(monkeypatch):

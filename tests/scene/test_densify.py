@@ -1,11 +1,11 @@
-"""Relocation keeps the number and the look of the Gaussians."""
+"""Relocation keeps the number and the look of the Gaussians; densification makes more where it must."""
 
 import math
 
 import pytest
 import torch
 
-from ddpo3d_fast.scene import initial_cloud, orbit, prune, relocate
+from ddpo3d_fast.scene import ScreenGradients, densify, initial_cloud, orbit, prune, relocate
 from ddpo3d_fast.scene.densify import DEAD_OPACITY, share_opacity
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 
@@ -143,3 +143,88 @@ def test_pruning_drops_the_faint_and_the_broken_and_not_the_picture():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         relocate(scene(), generator(), **options)
+
+
+def grown(gaussians, gradients, most=100, **options):
+    return densify(gaussians, torch.tensor(gradients), generator(), 0.5, 0.05, most, **options)
+
+
+def asks(**wanted):
+    """Screen gradients of 40 Gaussians, 0.1 but for those named _INDEX."""
+    gradients = [0.1] * 40
+    for name, value in wanted.items():
+        gradients[int(name[1:])] = value
+    return gradients
+
+
+def test_a_small_gaussian_is_cloned_with_fresh_moments_and_the_others_stay_as_they_are():
+    gaussians = scene()
+    gaussians.log_scales.fill_(math.log(0.04))
+    more = grown(gaussians, asks(_7=0.5))
+    for name in PARAMETERS:
+        assert torch.equal(getattr(more, name)[:40], getattr(gaussians, name))
+        assert torch.equal(getattr(more, name)[40], getattr(gaussians, name)[7])
+        for moments in (more.exp_avg, more.exp_avg_sq):
+            assert (moments[name][:40] == 1).all()
+            assert (moments[name][40] == 0).all()
+    assert len(more) == 41
+    assert len(gaussians) == 40
+
+
+def test_a_big_gaussian_is_split_into_two_smaller_ones_of_its_own_normal():
+    gaussians = scene(count=1)
+    many = gaussians[[0] * 4000]
+    many.log_scales[:] = torch.tensor([0.3, 0.1, 0.02]).log()
+    halves = densify(many, torch.ones(4000), generator(), 0.5, 0.05, 8000)
+    assert len(halves) == 8000
+    assert torch.allclose(halves.log_scales.exp(), torch.tensor([0.3, 0.1, 0.02]) / 1.6)
+    w, x, y, z = torch.nn.functional.normalize(many.quats[0], dim=0).tolist()
+    turn = torch.tensor(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    local = (halves.means - many.means[0]) @ turn
+    assert local.std(0).tolist() == pytest.approx([0.3, 0.1, 0.02], rel=0.05)
+    assert (halves.exp_avg["means"] == 0).all()
+
+
+def test_dead_ones_are_left_out_and_none_grows_of_them():
+    gaussians = scene(dead=(3, 17))
+    gaussians.means[5, 1] = math.nan
+    haze = torch.zeros(40, dtype=torch.bool)
+    haze[9] = True
+    fewer = grown(gaussians, asks(_3=1.0, _5=1.0, _9=1.0), also_dead=haze)
+    kept = [index for index in range(40) if index not in (3, 17, 5, 9)]
+    assert torch.equal(fewer.means, gaussians.means[kept])
+    gaussians.logit_opacities.fill_(-9.0)
+    assert densify(gaussians, torch.ones(40), generator(), 0.5, 0.05, 100) is gaussians
+
+
+def test_where_there_is_no_room_for_all_the_largest_gradients_grow():
+    gaussians = scene(dead=(0, 1))
+    gaussians.log_scales.fill_(math.log(0.04))
+    more = grown(gaussians, asks(_5=0.6, _8=0.9, _30=0.7, _31=0.8), most=41)
+    assert torch.equal(more.means[38:], gaussians.means[[8, 30, 31]])
+    assert len(grown(gaussians, asks(_5=0.6), most=20)) == 38
+
+
+def test_screen_gradients_are_means_over_the_views_that_see_a_gaussian():
+    counted = ScreenGradients(3)
+    gradient = torch.zeros(2, 3, 2)
+    gradient[:, 0] = torch.tensor([[0.03, 0.04], [0.0, 0.01]])  # seen by both
+    gradient[0, 1] = torch.tensor([0.06, 0.08])  # seen by one
+    visible = torch.tensor([[True, True, False], [True, False, False]])
+    counted.add(gradient, visible, 64)
+    assert counted.mean().tolist() == pytest.approx([32 * 0.03, 32 * 0.1, 0.0])
+    counted.add(gradient * math.nan, visible, 64)
+    assert counted.mean().tolist() == pytest.approx([16 * 0.03, 16 * 0.1, 0.0])
+
+
+def test_densification_refuses_what_makes_no_sense():
+    with pytest.raises(ValueError, match=r"^threshold: expected a positive number, got 0\.0"):
+        densify(scene(), torch.ones(40), generator(), 0.0, 0.05, 100)
+    with pytest.raises(ValueError, match=r"^screen_gradients: expected shape \(40,\), got \(3,\)"):
+        densify(scene(), torch.ones(3), generator(), 0.5, 0.05, 100)

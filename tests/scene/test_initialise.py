@@ -1,11 +1,11 @@
-"""The first cloud."""
+"""The first clouds."""
 
 import math
 
 import pytest
 import torch
 
-from ddpo3d_fast.scene import initial_cloud
+from ddpo3d_fast.scene import initial_ball, initial_cloud
 from ddpo3d_fast.scene.gaussians import SH_C0
 
 
@@ -53,3 +53,38 @@ def test_higher_harmonics_begin_at_zero(degree):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         initial_cloud(*arguments)
+
+
+def test_the_ball_is_filled_evenly_by_gaussians_that_reach_their_neighbours():
+    gaussians = initial_ball(3000, seed=1)
+    distance = gaussians.means.norm(dim=1)
+    assert distance.max() <= 0.5
+    assert (distance < 0.25).float().mean().item() == pytest.approx(1 / 8, abs=0.02)
+    assert gaussians.activated().opacities.unique().tolist() == pytest.approx([0.1])
+    assert (0.5 + SH_C0 * gaussians.sh - 0.5).abs().max() < 0.15
+    for index in (0, 2999):
+        others = (gaussians.means - gaussians.means[index]).double().norm(dim=1).sort().values[1:4]
+        expected = others.square().mean().sqrt().item()
+        assert gaussians.activated().scales[index].tolist() == pytest.approx([expected] * 3, rel=1e-4)
+    assert torch.equal(initial_ball(3000, seed=1).means, gaussians.means)
+    assert not torch.equal(initial_ball(3000, seed=2).means, gaussians.means)
+
+
+def test_a_ball_of_few_has_the_neighbours_there_are():
+    assert initial_ball(1, 0).activated().scales.tolist() == [pytest.approx([0.5] * 3)]
+    pair = initial_ball(2, 0)
+    apart = (pair.means[0] - pair.means[1]).norm().item()
+    assert pair.activated().scales[:, 0].tolist() == pytest.approx([apart] * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "^count: expected 1 or more, got 0"),
+        ({"radius": 0.0}, "^radius: expected a positive length, got 0"),
+        ({"opacity": 1.0}, "^opacity: expected a number between 0 and 1, got 1"),
+    ],
+)
+def test_a_ball_of_nothing_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        initial_ball(**({"count": 3, "seed": 0} | options))

@@ -175,7 +175,7 @@ def test_eight_groups_are_one_launch_of_adam(simt: ModuleType, count: int, launc
 
 def test_too_many_groups_are_refused(simt: ModuleType) -> None:
     with pytest.raises(ValueError, match="groups: expected at most 8, got 9"):
-        simt.adam_cuda([(0, 0, 0, 0, 0, 0, 0.0, 0)] * 9, 1, 0.9, 0.99, 1e-15, 0, 0, 0, 0)
+        simt.adam_cuda([(0, 0, 0, 0, 0, 0, 0.0, 0)] * 9, 1, 0.9, 0.99, 1e-15, 0, 0, 0, 0, 0)
 
 
 # ---- numbers that a captured graph reads anew

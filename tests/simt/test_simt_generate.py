@@ -16,6 +16,7 @@ from torch import Tensor
 from ddpo3d_fast import config as settings
 from ddpo3d_fast import generate
 from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.kernels.rasterizer import cuda_plan
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians
 
@@ -55,11 +56,14 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     )
 
     def steps(name: str, emulated: bool, wishes: str = "noise", **changes: Any) -> State:
-        """`changes` are of the schedule."""
+        """`changes` are of the schedule and the scene."""
+        changed = {
+            part: dataclasses.replace(now, **{k: v for k, v in changes.items() if hasattr(now, k)})
+            for part, now in (("schedule", config.schedule), ("scene", config.scene))
+        }
         reward = dataclasses.replace(draft.reward, **WISHES[wishes])
-        changed = dataclasses.replace(config.schedule, **changes)
         folder = RunFolder.create(
-            dataclasses.replace(config, output=tmp_path / name, reward=reward, schedule=changed)
+            dataclasses.replace(config, output=tmp_path / name, reward=reward, **changed)
         )
         with pytest.MonkeyPatch.context() as patch:
             if emulated:
@@ -83,6 +87,7 @@ def test_the_two_backends_give_the_same_gaussians(run: Run, simt: ModuleType, wi
 
 
 @pytest.mark.parametrize("wishes", ["running", "user"])
+@cuda_plan(tile=8)  # for small and large views, so that these need more room
 def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     run: Run, wishes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,20 @@ def test_replayed_steps_make_the_scene_of_ordinary_ones(
     assert same(got, expected)
 
 
+def test_steps_are_captured_again_once_the_gaussians_have_become_more(
+    run: Run,  # noqa: F811
+    recording: Recording,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    growing = {"steps": 6, "render_scales": (1.0,), "relocate_every": 3, "densify_gradient": 1e-3}
+    expected = run("plain", False, "noise", **growing)
+    monkeypatch.setattr(generate, "StepGraphs", Always)
+    got = run("graph", False, "noise", **growing)
+    assert (recording.captures, recording.replays) == (2, 2)  # captured are steps 2 and 5, replayed 3 and 6
+    assert len(got["means"]) > 100
+    assert same(got, expected)
+
+
 def test_a_step_without_room_is_captured_again_with_more(
     run: Run,  # noqa: F811
     recording: Recording,
@@ -176,8 +190,8 @@ def test_the_recording_would_show_a_number_that_is_frozen(
     """The test of the test: a step whose learning rate is Python's and not an input."""
     update = generate.Gaussians.update
 
-    def frozen(self: Any, *arguments: Any, rate_scale: Tensor, **options: Any) -> None:
-        update(self, *arguments, rate_scale=torch.tensor([float(rate_scale)]), **options)
+    def frozen(self: Any, *arguments: Any, rate_scale: Tensor, **options: Any) -> Tensor:
+        return update(self, *arguments, rate_scale=torch.tensor(rate_scale.tolist()), **options)
 
     expected = run("plain", False, "noise", **STEPS)
     monkeypatch.setattr(generate, "StepGraphs", Always)
