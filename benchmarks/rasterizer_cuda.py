@@ -93,16 +93,22 @@ def all_cases() -> list[Case]:
 
 
 def scene_of(case: Case) -> dict[str, Any]:
-    """The ball on the device, seen from `case.views` cameras around it, the first one as in rasterizer.py."""
-    scene = ball_scene(case.gaussians, case.side)
-    turn = torch.arange(case.views) * (2 * math.pi / case.views)
-    viewmats = scene["viewmats"].repeat(case.views, 1, 1)
+    """The ball on the device, seen from `case.views` cameras around it."""
+    scene = seen_around(ball_scene(case.gaussians, case.side), case.views)
+    return {name: v.to(DEVICE) if isinstance(v, Tensor) else v for name, v in scene.items()}
+
+
+def seen_around(scene: dict[str, Any], views: int) -> dict[str, Any]:
+    """The scene of rasterizer.py, seen from as many cameras around it, the first one as there."""
+    turn = torch.arange(views) * (2 * math.pi / views)
+    viewmats = scene["viewmats"].repeat(views, 1, 1)
     viewmats[:, 0, 0], viewmats[:, 0, 2] = turn.cos(), turn.sin()
     viewmats[:, 2, 0], viewmats[:, 2, 2] = -turn.sin(), turn.cos()
-    scene["viewmats"] = viewmats
-    scene["intrinsics"] = scene["intrinsics"].repeat(case.views, 1, 1)
-    scene["backgrounds"] = scene["backgrounds"].repeat(case.views, 1)
-    return {name: v.to(DEVICE) if isinstance(v, Tensor) else v for name, v in scene.items()}
+    return scene | {
+        "viewmats": viewmats,
+        "intrinsics": scene["intrinsics"].repeat(views, 1, 1),
+        "backgrounds": scene["backgrounds"].repeat(views, 1),
+    }
 
 
 # ---- The device's clock, and graphs

@@ -60,14 +60,27 @@ def count_contributions(scene: dict[str, Any], chunk: int = 1 << 24) -> int:
     return sum(contributions_of_view(scene, viewmat, k, chunk) for viewmat, k in cameras)
 
 
-def contributions_of_view(scene: dict[str, Any], viewmat: Tensor, k: Tensor, chunk: int) -> int:
-    width, height = scene["width"], scene["height"]
+class Ellipses(NamedTuple):
+    """What a view may draw, nearest first: Gaussians in front of it, each with its ellipse; all [M]."""
+
+    number: Tensor  # among the scene's Gaussians
+    x: Tensor  # pixels
+    y: Tensor
+    xx: Tensor  # the dilated covariance, px²
+    xy: Tensor
+    yy: Tensor
+    det: Tensor
+    opacity: Tensor
+    reach: Tensor  # dᵀΣ⁻¹d at the edge, where alpha is 1/255
+
+
+def seen_ellipses(scene: dict[str, Any], viewmat: Tensor, k: Tensor) -> Ellipses:
     means, scales, quats, opacities = (
         scene[name].double() for name in ("means", "scales", "quats", "opacities")
     )
     rotation, k = viewmat[:3, :3].double(), k.double()
     points = means @ rotation.T + viewmat[:3, 3].double()
-    order = points[:, 2].argsort(stable=True)
+    order = points[:, 2].float().argsort(stable=True)
     order = order[(points[order, 2] > 0.01) & (opacities[order] > 1 / 255)]
     x, y, z = points[order].unbind(-1)
     mean_x, mean_y = k[0, 0] * x / z + k[0, 2], k[1, 1] * y / z + k[1, 2]
@@ -77,8 +90,13 @@ def contributions_of_view(scene: dict[str, Any], viewmat: Tensor, k: Tensor, chu
     spread = torch.stack(rows, -1).reshape(-1, 2, 3) @ rotation @ axes
     covariance = spread @ spread.transpose(1, 2)
     a, b, c = covariance[:, 0, 0] + 0.3, covariance[:, 0, 1], covariance[:, 1, 1] + 0.3
-    det, opacity = a * c - b * b, opacities[order]
-    reach = 2 * (255 * opacity).log()
+    opacity = opacities[order]
+    return Ellipses(order, mean_x, mean_y, a, b, c, a * c - b * b, opacity, 2 * (255 * opacity).log())
+
+
+def contributions_of_view(scene: dict[str, Any], viewmat: Tensor, k: Tensor, chunk: int) -> int:
+    width, height = scene["width"], scene["height"]
+    _, mean_x, mean_y, a, b, c, det, opacity, reach = seen_ellipses(scene, viewmat, k)
 
     # Every row of every ellipse and its chord there; a row's ellipses stay in the order of their depths.
     half = (reach * c).sqrt()

@@ -61,7 +61,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def capture(function: Callable[[], dict[str, Tensor]]) -> tuple[Callable[[], None], dict[str, Tensor]]:
-    with OnDevice():
+    with OnDevice(), pytest.MonkeyPatch.context() as patch:
+        for copies in ("tensor", "as_tensor", "from_numpy"):  # from the host, past the dispatch
+            patch.setattr(torch, copies, MagicMock(side_effect=AssertionError(f"torch.{copies}")))
         outputs = function()
     CAPTURED.append(len(outputs))
     return lambda: None, outputs
@@ -75,6 +77,18 @@ def capture(function: Callable[[], dict[str, Tensor]]) -> tuple[Callable[[], Non
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draft = settings.preset("draft", "a red ball")
+    reward = dataclasses.replace(draft.reward, **wishes)
+    config = dataclasses.replace(draft, output=tmp_path / "run", negative_prompt="a cube", reward=reward)
+    make_four_steps(config, launched, monkeypatch)
+    assert len(CAPTURED) == 2  # the second step of each rendering size
+
+
+def make_four_steps(
+    config: settings.Config, launched: list[str], monkeypatch: pytest.MonkeyPatch, **scene: Any
+) -> None:
+    """Four steps in which the policy acts; of each the kernels come in order, and what is read is last."""
+
     def read(metrics: dict[str, Tensor]) -> dict[str, float]:
         assert all(tensor.device == DEVICE and tensor.shape == () for tensor in metrics.values())
         launched.append("read")
@@ -85,17 +99,10 @@ def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
             raise Enough
 
     monkeypatch.setattr(generate, "read", read)
-    draft = settings.preset("draft", "a red ball")
-    schedule = dataclasses.replace(draft.schedule, steps=4, max_timestep=0.6)
-    scene = dataclasses.replace(draft.scene, relocate_every=0)
-    reward = dataclasses.replace(draft.reward, **wishes)
     config = dataclasses.replace(
-        draft,
-        output=tmp_path / "run",
-        negative_prompt="a cube",
-        schedule=schedule,
-        scene=scene,
-        reward=reward,
+        config,
+        schedule=dataclasses.replace(config.schedule, steps=4, max_timestep=0.6),
+        scene=dataclasses.replace(config.scene, **{"relocate_every": 0} | scene),
     )
     with pytest.raises(Enough):  # before numbers that are not there would be written
         generate.generate(config, RunFolder.create(config), stop_at_four)
@@ -103,4 +110,3 @@ def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     assert [step.split()[0] for step in steps[:4]] == ["rasterize_project"] * 4
     assert [step.split()[-2:] for step in steps[:4]] == [["rasterize_backward", "adam"]] * 4
     assert steps[4:] == [""]
-    assert len(CAPTURED) == 2  # the second step of each rendering size

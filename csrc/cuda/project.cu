@@ -160,10 +160,15 @@ void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Argumen
 
 } // namespace
 
+// By the sizes alone, so that a run repeats and a CUDA graph stays valid. From counts and a model of time,
+// not from measurements: benchmarks/rasterizer_plans.py. Where pixels are too few to fill the device, a pass
+// takes as long as its longest list, and a thread a Gaussian is sooner through its tile's pixels than one a
+// pixel through its tile's Gaussians. Else the work decides, and large tiles share sorting and loading.
 RasterizePlan rasterize_plan_cuda(const RasterizeParams &params) {
-  // Small tiles evaluate about half the pixels (facts: 16 px against 8 px lists) and make enough blocks for
-  // small images to fill the device; large ones share the sorting and loading among more pixels.
-  return {params.num_cameras * params.width * params.height <= 1 << 19 ? 8 : 16, false};
+  const int64_t pixels = params.width * params.height;
+  const bool few_pixels = params.num_cameras * pixels <= 1 << 18;
+  const bool long_lists = pixels <= 64 * params.num_gaussians; // a Gaussian for every small tile
+  return few_pixels && long_lists ? RasterizePlan{8, true} : RasterizePlan{16, false};
 }
 
 int64_t rasterize_state_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan) {

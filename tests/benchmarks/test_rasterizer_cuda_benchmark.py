@@ -394,7 +394,7 @@ def test_a_run_compares_all_and_writes_what_it_found(
     assert (report["left_out"], report["failed"], report["absent"]) == ([], {}, {})
     (row,) = report["rows"]
     assert row["case"] == "30/16/2"
-    assert row["plan"] == "8"
+    assert row["plan"] == "8b"
     assert row["problems"] == []
     assert set(row["us"]) == {
         "plain", "autograd", *(f"graph {plan}" for plan in emulated.PLANS), "gsplat", "faster-gs", "inria",
@@ -442,7 +442,7 @@ def test_other_bits_from_a_graph_are_a_problem(
 
     monkeypatch.setattr(emulated.OurPair, "graph", graph)
     assert emulated.main(["--cases", "30/16/1", "--repeats", "1", "--without", "gsplat"]) == 1
-    assert "graph 8: the image or a gradient has other bits than those of plain" in capsys.readouterr().out
+    assert "graph 8b: the image or a gradient has other bits than those of plain" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

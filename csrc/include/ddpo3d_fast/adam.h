@@ -24,10 +24,10 @@ void adam(const AdamParams &params);
 
 // Numbers in device memory: a captured graph freezes those in AdamParams and reads these at every replay.
 struct AdamDeviceValues {
-  const int64_t *step;     // replaces AdamParams::step; null: that one
-  const float *rate_scales; // multiply the groups' learning rates; null: 1
+  const int64_t *step;       // replaces AdamParams::step; null: that one
+  const float *rate_scales;  // multiply the groups' learning rates; null: 1
   int64_t rate_scale_stride; // from group to group; 0: one number for all
-  const uint32_t *skip;    // where it is not 0 nothing is updated; null: update
+  const uint32_t *skip;      // where it is not 0 nothing is updated; null: update
 };
 
 constexpr int max_adam_groups = 8;
