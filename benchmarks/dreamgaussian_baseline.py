@@ -204,7 +204,7 @@ def optimise(config: Config, prior: Prior, gaussians: Gaussians, rasterizer: Ras
             screen.add(means2d.grad * schedule.views, visible, rendered)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        grows = scene.densify_gradient and scene.relocate_every and step % scene.relocate_every == 0
+        grows = scene.densify_gradient and scene.densify_every and step % scene.densify_every == 0
         if grows and fraction < SETTLED:
             more = densify(
                 gaussians_of(leaves, optimizer),

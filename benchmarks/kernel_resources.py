@@ -124,6 +124,12 @@ def report(nvcc: str, targets: list[str]) -> list[dict[str, Any]]:
         return [row for part in parts for row in part]
 
 
+def compiler(nvcc: str) -> str:
+    """Its version, as it says it."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split("\n")[-2].strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,12 +154,8 @@ def main() -> None:
             f"  {row['stack']:5}  {row['spills']:6}  {wide}"
         )
     if arguments.json:
-        version = subprocess.run(
-            [nvcc, "--version"], capture_output=True, text=True, check=True
-        ).stdout.split("\n")
-        write_text(
-            arguments.json, json.dumps({"compiler": version[-2].strip(), "kernels": rows}, indent=1) + "\n"
-        )
+        table = {"compiler": compiler(nvcc), "kernels": rows}
+        write_text(arguments.json, json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class Schedule:
 class Scene:
     """The Gaussians and how they move."""
 
-    gaussians: int = 4000
-    """their number at first; fixed through the run without --densify-gradient"""
+    gaussians: int = 3000
+    """their number at first"""
     cloud: Literal["normal", "ball"] = "normal"
     """where they begin: normally around the centre, or uniformly in a ball of radius 0.5"""
     means_rate: float = 8e-3
@@ -76,11 +76,11 @@ class Scene:
     """that of positions falls to this fraction"""
     means_decay: float = 1.0
     """in this first part of the run"""
-    relocate_every: int = 20
-    """steps between moves of dead Gaussians onto live ones, or between densifications (0: never)"""
-    densify_gradient: float = 0.0
-    """clone or split Gaussians whose mean gradient on the screen (2 wide and high) reaches this, and drop
-    dead ones, instead of moving those (0: never)"""
+    densify_every: int = 20
+    """steps between rounds that drop dead Gaussians and clone or split others (0: never)"""
+    densify_gradient: float = 3.0
+    """those whose mean gradient on the screen (2 wide and high) reaches this; 0: none, the number stays and
+    dead Gaussians move onto live ones"""
     split_above: float = 0.04
     """scale above which a Gaussian is split, not cloned"""
     max_gaussians: int = 50000
@@ -183,9 +183,9 @@ class Config:
 
 _Changes = dict[str, Any]  # values of Config's fields; of a part's fields, where the field is a part
 _EMBEDDED: dict[str, _Changes] = {
-    "draft": {"schedule": {"steps": 70, "noises": 2, "views": 2}, "scene": {"gaussians": 2000}},
+    "draft": {"schedule": {"steps": 70, "noises": 2, "views": 2}, "scene": {"gaussians": 1500}},
     "standard": {},
-    "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 10000}},
+    "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 6000}},
 }
 # DreamGaussian's text recipe (arXiv 2309.16653): its schedule, cameras, cloud, rates, densification and
 # guidance. Ours: a second noise for the policy gradient, weaker guidance of what is scored, the posterior's
@@ -215,7 +215,7 @@ _STABLE_DIFFUSION: _Changes = {
         "final_rate": 1.0,
         "final_means_rate": 0.02,
         "means_decay": 0.6,
-        "relocate_every": 50,
+        "densify_every": 50,
         "densify_gradient": 0.01,
         "dead_opacity": 0.01,
     },
@@ -296,7 +296,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "final_rate": (0.0, 1.0),
     "final_means_rate": (0.0, 1.0),
     "means_decay": (0.01, 1.0),
-    "relocate_every": (0, 100_000),
+    "densify_every": (0, 100_000),
     "densify_gradient": (0.0, 1e6),
     "split_above": (0.0, 10.0),
     "max_gaussians": (1, 10_000_000),

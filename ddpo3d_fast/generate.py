@@ -200,7 +200,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         asked = torch.stack([screen.total, screen.seen]).cpu()
         folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards, "screen": asked})
 
-    rates, densifies = learning_rates(scene), bool(scene.relocate_every and scene.densify_gradient)
+    rates, densifies = learning_rates(scene), bool(scene.densify_every and scene.densify_gradient)
 
     def advance(inputs: dict[str, Tensor], rendered: int, seen: int, acting: bool) -> dict[str, Tensor]:
         """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
@@ -272,7 +272,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                     graphs.forget()
 
             with clock("update"):
-                if scene.relocate_every and step % scene.relocate_every == 0 and fraction < SETTLED:
+                if scene.densify_every and step % scene.densify_every == 0 and fraction < SETTLED:
                     haze = outside_hull(gaussians) if fraction > scene.carve_from else None
                     if densifies:
                         gaussians = densify(

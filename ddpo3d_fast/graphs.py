@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -17,21 +16,16 @@ Tensors = dict[str, Tensor]
 Function = Callable[[Tensors], Tensors]
 
 
-def capture(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+def capture(function: Callable[[], Tensors], pool: Any = None) -> tuple[Callable[[], None], Tensors]:
     """Records what `function` launches on the current CUDA device, without running it.
 
-    Returns what launches it all again, and the tensors that then hold the results.
+    Returns what launches it all again, and the tensors that then hold the results. Graphs of one `pool`
+    (`torch.cuda.graph_pool_handle`) use the same memory; None: one of the graph's own.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_memory()):
+    with torch.cuda.graph(graph, pool=pool):
         outputs = function()
     return graph.replay, outputs
-
-
-@functools.cache
-def _memory() -> Any:
-    """One pool for all graphs: they run one after the other, and what one leaves is read before the next."""
-    return torch.cuda.graph_pool_handle()
 
 
 @dataclass
@@ -55,6 +49,7 @@ class StepGraphs:
     def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self.device, self.enabled = device, enabled
         self._steps: dict[Hashable, _Step] = {}
+        self._pool: Any = None  # of all graphs: one runs after the other, and its results are read before
 
     def __call__(self, key: Hashable, function: Function, inputs: Tensors) -> Tensors:
         """The function's results for `inputs`, which may lie on the CPU; with one key always of the same
@@ -68,8 +63,10 @@ class StepGraphs:
         for name, tensor in inputs.items():
             step.inputs[name].copy_(tensor, non_blocking=True)
         if step.replay is None:
+            if self._pool is None and self.device.type == "cuda":
+                self._pool = torch.cuda.graph_pool_handle()
             try:
-                step.replay, step.outputs = capture(lambda: function(step.inputs))
+                step.replay, step.outputs = capture(lambda: function(step.inputs), self._pool)
             except RuntimeError as error:
                 self.enabled = False
                 self.forget()  # their memory may be what lacks
@@ -86,6 +83,9 @@ class StepGraphs:
     def forget(self) -> None:
         """Drops all graphs: what they read besides their inputs has changed."""
         self._steps.clear()
+        self._pool = None  # torch refuses one whose graphs are gone while anything else still lies in it
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the old one's memory, for the next
 
     def _placed(self, inputs: Tensors) -> Tensors:
         """Copies of the inputs on the device, that nobody else writes to."""

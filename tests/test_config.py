@@ -46,7 +46,7 @@ def test_stable_diffusion_has_dreamgaussians_recipe():
     assert means == pytest.approx([1e-2, 2e-4, 2e-4])
     assert rate_scales_at(0.9, config.scene)[1:].tolist() == [1.0] * 4
     assert (config.scene.gaussians, config.scene.cloud) == (5000, "ball")
-    assert (config.scene.relocate_every, config.scene.densify_gradient) == (50, 0.01)
+    assert (config.scene.densify_every, config.scene.densify_gradient) == (50, 0.01)
     assert (config.scene.split_above, config.scene.dead_opacity) == (0.04, 0.01)
     assert (config.distillation.guidance_scale, config.distillation.residual) == (100.0, "sds")
     assert preset("rescaled", "a", "some/model").distillation.guidance_rescale == 0.5

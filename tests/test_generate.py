@@ -15,9 +15,9 @@ import yaml
 from ddpo3d_fast import config as settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import export, generate, learning_rates, read
+from ddpo3d_fast.generate import export, first_cloud, generate, learning_rates, read
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians
+from ddpo3d_fast.scene import Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.schedule import (
     cameras_at,
@@ -40,7 +40,7 @@ def small(folder, steps=4, prompt="a red ball", seed=0, **changes) -> settings.C
         "views": 2,
         "gaussians": 300,
         "max_timestep": 0.6,
-        "relocate_every": 2,
+        "densify_every": 2,
     } | changes
     parts = {}
     for name in ("schedule", "scene", "distillation", "reward"):
@@ -241,6 +241,38 @@ def test_cameras_and_backgrounds_are_the_ones_asked_for():
     grey = sample_backgrounds(torch.Generator().manual_seed(0), 64)
     assert (grey == 1).float().mean().item() == pytest.approx(0.5, abs=0.15)
     assert len(set(grey.flatten().tolist())) > 20
+
+
+def test_screen_gradients_are_those_of_all_views_each_of_its_own_loss(tmp_path, monkeypatch):
+    moved, counted = [], []
+    update, add = Gaussians.update, ScreenGradients.add
+
+    def updated(self, *arguments, **options):
+        moved.append(update(self, *arguments, **options))
+        return moved[-1]
+
+    def added(self, grad_means2d, visible, size):
+        counted.append((grad_means2d, visible, size))
+        add(self, grad_means2d, visible, size)
+
+    monkeypatch.setattr(Gaussians, "update", updated)
+    monkeypatch.setattr(ScreenGradients, "add", added)
+    run(small(tmp_path / "three", steps=1, views=3, render_scales=(2.0,)))
+    (gradient, visible, size), (whole,) = counted[0], moved
+    assert gradient.shape == (3, 300, 2)
+    assert torch.equal(gradient, 3 * whole)  # the step's loss is the mean of the views'
+    assert all(view.any() for view in gradient)
+    assert visible.shape == (3, 300)
+    assert visible.any(1).all()
+    assert size == 128
+
+
+def test_the_first_cloud_is_the_one_asked_for():
+    reach = {
+        name: first_cloud(settings.Scene(gaussians=500, cloud=name), 0).means.norm(dim=1).max()
+        for name in ("ball", "normal")
+    }
+    assert reach["ball"] <= 0.5 < reach["normal"]
 
 
 def test_the_number_of_gaussians_grows_up_to_what_is_allowed(tmp_path):

@@ -60,7 +60,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def capture(function: Callable[[], dict[str, Tensor]]) -> tuple[Callable[[], None], dict[str, Tensor]]:
+def capture(
+    function: Callable[[], dict[str, Tensor]], pool: None
+) -> tuple[Callable[[], None], dict[str, Tensor]]:
     with OnDevice(), pytest.MonkeyPatch.context() as patch:
         for copies in ("tensor", "as_tensor", "from_numpy"):  # from the host, past the dispatch
             patch.setattr(torch, copies, MagicMock(side_effect=AssertionError(f"torch.{copies}")))
@@ -102,7 +104,7 @@ def make_four_steps(
     config = dataclasses.replace(
         config,
         schedule=dataclasses.replace(config.schedule, steps=4, max_timestep=0.6),
-        scene=dataclasses.replace(config.scene, **{"relocate_every": 0} | scene),
+        scene=dataclasses.replace(config.scene, **{"densify_every": 0} | scene),
     )
     with pytest.raises(Enough):  # before numbers that are not there would be written
         generate.generate(config, RunFolder.create(config), stop_at_four)

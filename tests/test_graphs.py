@@ -23,7 +23,7 @@ def captured(monkeypatch):
     """Keys of what was captured, in order; a replay calls the function again, into the same tensors."""
     functions = []
 
-    def capture(function):
+    def capture(function, pool):
         outputs = {name: torch.zeros_like(tensor) for name, tensor in function().items()}
         functions.append(function)
 
@@ -59,6 +59,31 @@ def test_every_key_has_its_graph_until_all_are_forgotten(captured):
     assert len(captured) == 3
 
 
+def test_graphs_share_a_pool_and_never_one_whose_graphs_are_gone(monkeypatch):
+    """On a GPU; here its device is the meta device under another name."""
+    pools, freed = [], []
+
+    class Device:
+        type = "cuda"
+
+    def capture(function, pool):
+        pools.append(pool)
+        return lambda: None, {}
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object, raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(pools)))
+    steps = StepGraphs(Device())
+    for _ in range(2):
+        for key in ("one", "other"):
+            for _ in range(3):
+                steps(key, lambda tensors: {}, {})
+        steps.forget()
+    assert pools[0] is pools[1] is not pools[2]
+    assert pools[2] is pools[3] is not None
+    assert freed == [2, 4]
+
+
 def test_inputs_are_copied_so_that_the_callers_tensors_are_theirs(captured):
     steps, inputs = StepGraphs(CPU), number(1)
 
@@ -72,7 +97,7 @@ def test_inputs_are_copied_so_that_the_callers_tensors_are_theirs(captured):
 
 
 def test_what_cannot_be_captured_runs_on_with_one_warning_that_says_why(monkeypatch):
-    def refuse(function):
+    def refuse(function, pool):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(graphs, "capture", refuse)

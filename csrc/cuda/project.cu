@@ -192,7 +192,8 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, const
   const DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
   const cudaError_t cleared = cudaMemsetAsync(memory.state, 0, size_t(zeroed_bytes), on);
   if (cleared != cudaSuccess)
-    throw std::runtime_error(std::string("rasterize, clearing the counters: ") + cudaGetErrorString(cleared));
+    throw std::runtime_error("rasterize, clearing " + std::to_string(zeroed_bytes) +
+                             " bytes of counters: " + cudaGetErrorString(cleared));
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
   if (memory.plan.tile == 8)
     launch_project<8>(params.sh_degree, grid, on, params, state, radii);

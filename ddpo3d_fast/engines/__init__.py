@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ddpo3d_fast.engines.load import (
     RUNTIMES,
+    Disagreement,
     Engine,
     choose_runtime,
     load_engine,
@@ -16,6 +17,7 @@ from ddpo3d_fast.engines.torch import TorchEngine
 
 __all__ = [
     "RUNTIMES",
+    "Disagreement",
     "Engine",
     "Network",
     "OnnxEngine",

@@ -47,13 +47,13 @@ def load_engine(graph: Path) -> Engine:
     """The network of an ONNX graph on ONNX Runtime, once it agrees with its probe.
 
     The probe.npz beside it, if there is one, holds an input and the reference's output (`expected.NAME`) for
-    it. Raises InputError if the graph is missing, cannot be read or disagrees with its probe.
+    it. Raises Disagreement if they are not the same, InputError if the graph is missing or cannot be read.
     """
     engine, probe = OnnxEngine(graph), graph.with_name("probe.npz")
     if probe.is_file():
         name, error = disagreement(engine, *_read_probe(probe))
         if not error <= TOLERANCE[torch.float32]:
-            raise InputError(f"{probe}: {engine.runtime} gives another {name}, relative error {error:.1e}")
+            raise Disagreement(f"{probe}: {engine.runtime} gives another {name}, relative error {error:.1e}")
     return engine
 
 
@@ -78,7 +78,7 @@ def load_network(
     for name, kind in _candidates(chosen, device, dtype):
         try:
             engine = _agreeing(name, network, device, kind, reference)
-        except _Disagreement as disagrees:
+        except Disagreement as disagrees:
             rejected = str(disagrees)
         except Exception as failure:  # whatever a runtime raises that cannot build or run a network
             if name == "torch":
@@ -94,7 +94,7 @@ def load_network(
     raise InputError(rejected)
 
 
-class _Disagreement(Exception):
+class Disagreement(InputError):
     """An engine computes something else than the network. The message is one line."""
 
 
@@ -109,7 +109,7 @@ def _agreeing(
     """The network on a runtime, once it agrees with its probe.
 
     Where it does not, or cannot be loaded, what it took from the cache may be damaged, or made on other
-    hardware or by another driver: with `again` all of that is built anew, once. Raises _Disagreement, and
+    hardware or by another driver: with `again` all of that is built anew, once. Raises Disagreement, and
     whatever the runtime raises.
     """
     used: list[Entry] = []
@@ -118,7 +118,7 @@ def _agreeing(
         output, error = disagreement(engine, _on(inputs, device), expected)
         if error <= (GRADIENT_TOLERANCE if network.gradient else TOLERANCE)[dtype]:
             return engine
-        raise _Disagreement(
+        raise Disagreement(
             f"{network.name}: {engine.runtime} gives another {output}, relative error {error:.1e}"
         )
     except torch.OutOfMemoryError:  # tells nothing of the cache

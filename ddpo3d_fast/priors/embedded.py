@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Engine, Network, choose_runtime, in_batches_of, load_engine, load_network
+from ddpo3d_fast.engines import (
+    Disagreement,
+    Engine,
+    Network,
+    choose_runtime,
+    in_batches_of,
+    load_engine,
+    load_network,
+)
 from ddpo3d_fast.engines.libraries import library
-from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 from ddpo3d_fast.priors.autoencoder import Call
 from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
@@ -53,8 +62,9 @@ class EmbeddedPrior:
 
         `auto` is the shipped ONNX graph on the CPU and torch elsewhere: to build an engine takes longer than
         the UNet has to compute in a run. `calls` are the steps of the run, where they are known, for an
-        engine's profiles. Raises InputError if a part of the folder is missing or cannot be
-        read, or the device lacks what it takes.
+        engine's profiles. Where the shipped graph disagrees with its probe, `auto` takes torch, with a
+        FallbackWarning. Raises InputError if a part of the folder is missing or cannot be read, or the device
+        lacks what it takes.
         """
         text, unet = _config(folder / "text_encoder"), _config(folder / "unet")
         scheduler = _config(folder / "scheduler", "scheduler_config.json")
@@ -74,7 +84,7 @@ class EmbeddedPrior:
         self._encoder.to(self.device)
         self._unet: Engine
         if self.device.type == "cpu" and runtime in ("auto", "onnxruntime"):
-            self._unet = load_engine(folder / "unet" / "model.onnx")
+            self._unet = _shipped(folder / "unet", calls, fall_back=runtime == "auto")
         else:
             wanted = choose_runtime("torch" if runtime == "auto" else runtime, self.device)
             self._unet = load_network(unet_network(folder / "unet", calls), self.device, wanted)
@@ -148,6 +158,21 @@ class _Unet(nn.Module):
     ) -> Tensor:
         inputs = torch.cat([noisy, layout], 1)
         return self.unet(inputs, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
+
+
+def _shipped(folder: Path, calls: Sequence[Call], fall_back: bool) -> Engine:
+    """The shipped graph on the CPU; with `fall_back` the UNet on torch instead, where it disagrees."""
+    try:
+        return load_engine(folder / "model.onnx")
+    except Disagreement as disagrees:
+        if not fall_back:
+            raise
+        try:
+            engine = load_network(unet_network(folder, calls), "cpu", "torch")
+        except InputError as error:
+            raise InputError(f"{disagrees}; torch cannot run it instead ({error})") from error
+        warnings.warn(f"{disagrees}; {engine.runtime} runs it instead", FallbackWarning, stacklevel=2)
+        return engine
 
 
 def unet_network(folder: Path, calls: Sequence[Call] = ()) -> Network:

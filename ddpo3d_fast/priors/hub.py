@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ddpo3d_fast.engines.libraries import HUB_NAME, library
+from ddpo3d_fast.engines.libraries import HUB_NAME, files_on_hub, hub_reason, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
 
 # Repositories come and go: Stable Diffusion 1.5's was deleted in August 2024, 2.1's in November 2025. So
@@ -91,9 +91,9 @@ def find_model(
         except InputError as error:
             failures.append(str(error))
         except hub.errors.HfHubHTTPError as error:  # the hub has answered: perhaps it has the next one
-            failures.append(f"{repository}: {_reason(hub, error)}")
+            failures.append(f"{repository}: {hub_reason(hub, error)}")
         except Exception as error:  # no answer; the errors of the hub's HTTP client share no base class
-            failures.append(f"{repository}: {_reason(hub, error)}")
+            failures.append(f"{repository}: {hub_reason(hub, error)}")
             break
     here = f"is here in part ({'; '.join(parts)})" if parts else "is not on this machine"
     raise InputError(
@@ -192,22 +192,9 @@ def _cached(hub: ModuleType, repository: str) -> Path | None:
 
 
 def _download(hub: ModuleType, repository: str, half: bool) -> Path:
-    # Not list_repo_files, which tries again for half a minute where there is no network.
-    siblings = hub.HfApi().model_info(repository, timeout=10).siblings or []
-    wanted = wanted_files([sibling.rfilename for sibling in siblings], half)
+    wanted = wanted_files(files_on_hub(hub, repository), half)
     folder = Path(hub.snapshot_download(repository, allow_patterns=wanted)) if wanted else None
     missing = missing_part(folder) if folder else "has no model in diffusers' format"
     if folder is None or missing is not None:
         raise InputError(f"{repository}: {missing}")
     return folder
-
-
-def _reason(hub: ModuleType, error: Exception) -> str:
-    errors = hub.errors
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, errors.GatedRepoError):
-        return "its licence must be accepted on its page, then `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such public repository"
-    return first_line(error)

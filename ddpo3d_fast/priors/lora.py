@@ -17,6 +17,9 @@ from ddpo3d_fast.priors.parts import quietly
 
 _ADAPTER = "lora"
 _UP = re.compile(r"(\.up|\.lora_B)\.weight$")  # the names of up matrices, old and new
+# How a file calls the two matrices of a module: diffusers' names, new and old, and kohya's.
+_DOWN_IN_FILE = re.compile(r"\.(?:lora_A|lora_down|down)\.weight$")
+_UP_IN_FILE = re.compile(r"\.(?:lora_B|lora_up|up)\.weight$")
 # How diffusers names the attention of text encoders in kohya's files, and how it reads it. Where both kinds
 # of names meet, as they do once feed-forward layers are adapted, too, it drops the attention without a word.
 _RENAMED = {f".to_{old}_lora.": f".{old}_proj.lora_linear_layer." for old in ("q", "k", "v", "out")}
@@ -28,7 +31,8 @@ class Lora:
     def __init__(self, path: str | Path, scale: float, unet_config: dict[str, Any]) -> None:
         """`path` is a .safetensors file; `unet_config` that of diffusers' UNet, for the names of XL's blocks.
 
-        Raises InputError if the file cannot be read, or holds nothing for a UNet or a text encoder.
+        Raises InputError if the file cannot be read, holds nothing for a UNet or a text encoder, or lacks one
+        of a module's two matrices.
         """
         self.path, self.scale = Path(path).expanduser(), scale
         if self.path.suffix != ".safetensors" or not self.path.is_file():
@@ -36,7 +40,9 @@ class Lora:
         self._mixin = library("diffusers.loaders", "--lora").StableDiffusionXLLoraLoaderMixin
         library("peft", "--lora")
         try:
-            scaled = _scaled_by_alpha(load_file(self.path))
+            weights = load_file(self.path)
+            _check_halves(weights, self.path)
+            scaled = _scaled_by_alpha(weights)
             with quietly():
                 self._weights, _, self._metadata = self._mixin.lora_state_dict(
                     scaled or str(self.path),
@@ -44,6 +50,8 @@ class Lora:
                     use_safetensors=True,
                     return_lora_metadata=True,
                 )
+        except InputError:
+            raise
         except Exception as error:  # safetensors', diffusers' and the system's share no base class
             raise InputError(f"--lora: {self.path}: is no LoRA ({first_line(error)})") from error
         for old, new in _RENAMED.items():
@@ -51,7 +59,7 @@ class Lora:
                 key.replace(old, new) if key.startswith("text_encoder") else key: tensor
                 for key, tensor in self._weights.items()
             }
-        if not any("lora" in key and key.startswith(("unet.", "text_encoder")) for key in self._weights):
+        if not any(_UP.search(key) and key.startswith(("unet.", "text_encoder")) for key in self._weights):
             raise InputError(f"--lora: {self.path}: has no LoRA weights for a UNet or a text encoder")
 
     def fuse(self, network: Any, part: str) -> None:
@@ -95,6 +103,16 @@ def _energy_of_up(network: Any) -> float:
     return sum(
         float(p.detach().double().square().sum()) for name, p in named if f".lora_B.{_ADAPTER}." in name
     )
+
+
+def _check_halves(weights: dict[str, Tensor], path: Path) -> None:
+    """InputError for a module with one matrix: peft would leave it out, or draw the other at random."""
+    down, up = (
+        {half.sub("", key) for key in weights if half.search(key)} for half in (_DOWN_IN_FILE, _UP_IN_FILE)
+    )
+    for half, lacking in (("up", down - up), ("down", up - down)):
+        if lacking:
+            raise InputError(f"--lora: {path}: lacks the {half} matrix of {min(lacking)}")
 
 
 def _scaled_by_alpha(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:

@@ -104,7 +104,7 @@ class StableDiffusionPrior:
         )
 
         half = self.dtype != torch.float32
-        vae = self.folder / "vae" if codec is None else find_model(str(codec), "--codec", CODECS, half)
+        vae = self.folder / "vae" if codec is None else _find_codec(codec, half)
         size = unet.config.sample_size
         if not isinstance(size, int):
             raise InputError(f"{self.folder / 'unet'}: expected a whole number for sample_size, got {size!r}")
@@ -210,6 +210,16 @@ class StableDiffusionPrior:
         ids[:, 0::4] = height * self._factor
         ids[:, 1::4] = width * self._factor
         return ids
+
+
+def _find_codec(codec: str | Path, half: bool) -> Path:
+    """The folder of the autoencoder that the user has named. InputError where there is none."""
+    folder = find_model(str(codec), "--codec", CODECS, half)
+    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"--codec: expected an autoencoder's folder, got a pipeline's; its own is {folder / 'vae'}"
+        )
+    return folder
 
 
 class _Unet(nn.Module):

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate, normalize
 
 from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
-from ddpo3d_fast.engines.libraries import HUB_NAME, library
+from ddpo3d_fast.engines.libraries import HUB_NAME, files_on_hub, hub_reason, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
 
 OPENAI = "ViT-L-14-quickgelu:openai"  # plain ViT-L-14 has another GELU, and features of no use
@@ -383,14 +383,13 @@ def hub_file(repository: str, files: Sequence[str], name: str) -> Path:
         if isinstance(path, str):
             return Path(path)
     reason = "no such file"
-    for file in files:
-        try:
-            return Path(hub.hf_hub_download(repository, file))
-        except hub.errors.RemoteEntryNotFoundError:
-            continue  # the hub has answered: perhaps it has the next one
-        except Exception as error:  # no answer; the hub's and its HTTP client's share no base class
-            reason = first_line(error)
-            break
+    try:
+        there = files_on_hub(hub, repository)
+        for file in files:
+            if file in there:
+                return Path(hub.hf_hub_download(repository, file))
+    except Exception as error:  # the hub's and its HTTP client's share no base class
+        reason = hub_reason(hub, error)
     raise InputError(
         f"--reward: {name}: {files[0]} of {repository} is not in the hub's cache and cannot be fetched "
         f"({reason}): run `hf download {repository}` where there is a network, or name a local copy as "

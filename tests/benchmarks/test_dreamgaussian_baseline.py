@@ -156,7 +156,7 @@ def test_a_run_makes_more_gaussians_with_their_moments(
 ) -> None:
     config = distillation_alone(small_model, steps=6)
     config = dataclasses.replace(
-        config, scene=dataclasses.replace(config.scene, relocate_every=2, densify_gradient=1e-12)
+        config, scene=dataclasses.replace(config.scene, densify_every=2, densify_gradient=1e-12)
     )
     steps: list[tuple[int, Tensor]] = []
 

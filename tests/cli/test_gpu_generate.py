@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_for_cuda()), reason="; ".join(missing_for_cuda())),
 ]
 
-FEW = "--preset draft --steps 6 --gaussians 500 --max-timestep 0.6 --relocate-every 2 --carve-from 0 --quiet"
+FEW = "--preset draft --steps 6 --gaussians 500 --max-timestep 0.6 --densify-every 2 --carve-from 0 --quiet"
+FEW += " --densify-gradient 0"
 
 
 def make(command: Command, folder: str, *words: str) -> Path:

@@ -5,19 +5,8 @@ from torch import nn
 
 from ddpo3d_fast.engines import Network
 from ddpo3d_fast.engines.libraries import library
-from ddpo3d_fast.rewards.embedded import make_tower
 
-LATENTS, TOKENS = 4, 7  # channels; words of a prompt
-
-
-class Unet(nn.Module):
-    def __init__(self, unet):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, noisy, timesteps, tokens, pooled=None, time_ids=None):
-        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
-        return self.unet(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
+LATENTS = 4  # channels
 
 
 class Encoder(nn.Module):
@@ -28,15 +17,6 @@ class Encoder(nn.Module):
     def forward(self, pictures):
         made = self.codec.encode(pictures * 2 - 1)
         return made.latents if hasattr(made, "latents") else 0.18 * made.latent_dist.mean
-
-
-class Decoder(nn.Module):
-    def __init__(self, codec):
-        super().__init__()
-        self.codec = codec
-
-    def forward(self, latents):
-        return self.codec.decode(latents).sample
 
 
 class Scorer(nn.Module):
@@ -70,44 +50,6 @@ class ScorerVjp(nn.Module):
         return scores.detach(), torch.autograd.grad(scores.sum(), leaf)[0]
 
 
-def unet_inputs(batch, height, width, large):
-    made = {
-        "noisy": torch.randn(batch, LATENTS, height, width),
-        "timesteps": torch.randint(1000, (batch,)),
-        "tokens": torch.randn(batch, TOKENS, 16),
-    }
-    sizes = torch.tensor([8.0 * height, 8.0 * width, 0, 0, 512, 512]).repeat(batch, 1)
-    return made | ({"pooled": torch.randn(batch, 16), "time_ids": sizes} if large else {})
-
-
-def unet(large):
-    """A UNet of Stable Diffusion's kind, or of XL's: conditioned on sizes and pooled text, too."""
-    kinds = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 16 + 6 * 8,
-        "transformer_layers_per_block": (1, 2),
-        "use_linear_projection": True,
-    }
-    # An export takes seconds for every block, so there are words in the middle alone.
-    made = library("diffusers", "a test").UNet2DConditionModel(
-        sample_size=8,
-        in_channels=LATENTS,
-        out_channels=LATENTS,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        norm_num_groups=8,
-        **(kinds if large else {}),
-    )
-    inputs = unet_inputs(2, 8, 8, large)
-    dynamic = {name: (0, 2, 3) if name == "noisy" else (0,) for name in inputs}
-    return Network("unet", Unet(made), inputs, ("prediction",), dynamic)
-
-
 def autoencoder():
     return library("diffusers", "a test").AutoencoderKL(
         latent_channels=LATENTS,
@@ -139,23 +81,9 @@ def encoder_vjp(codec):
     return Network("encoder_vjp", EncoderVjp(Encoder(codec)), inputs, ("grad_pictures",), dynamic, True)
 
 
-def decoder(codec):
-    latents = {"latents": torch.randn(2, LATENTS, 8, 8)}
-    return Network("decoder", Decoder(codec), latents, ("pictures",), {"latents": (0, 2, 3)})
-
-
 def vision_tower():
     transformer = library("open_clip.transformer", "a test").VisionTransformer
     return transformer(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_ratio=2, output_dim=8)
-
-
-def convolution_tower():
-    return nn.Sequential(make_tower((8, 8), (1, 1), normalize=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def scorer(tower, size):
-    images = {"images": torch.rand(2, 3, size, size)}
-    return Network("scorer", Scorer(tower, 8), images, ("scores",), {"images": (0,)})
 
 
 def scorer_vjp(tower, size):
@@ -165,18 +93,10 @@ def scorer_vjp(tower, size):
 
 
 KINDS = {
-    "unet": lambda: unet(False),
-    "unet-xl": lambda: unet(True),
     "encoder": lambda: encoder(autoencoder()),
     "encoder-tiny": lambda: encoder(tiny_autoencoder()),
-    "decoder": lambda: decoder(autoencoder()),
-    "decoder-tiny": lambda: decoder(tiny_autoencoder()),
-    "scorer-vit": lambda: scorer(vision_tower(), 16),
-    "scorer-convolutions": lambda: scorer(convolution_tower(), 16),
-    "encoder-vjp": lambda: encoder_vjp(autoencoder()),
     "encoder-vjp-tiny": lambda: encoder_vjp(tiny_autoencoder()),
     "scorer-vjp-vit": lambda: scorer_vjp(vision_tower(), 16),
-    "scorer-vjp-convolutions": lambda: scorer_vjp(convolution_tower(), 16),
 }
 
 
@@ -187,16 +107,6 @@ def make(kind):
     return network
 
 
-def inputs_of(network, batch, height, width):
-    """Other inputs of a network: batch and, where it takes any, pictures or latents of another size.
-
-    `height` and `width` are in units of those of the examples.
-    """
-    made = {}
-    for name, example in network.inputs.items():
-        shape = [batch, *example.shape[1:]]
-        if example.ndim == 4 and 2 in network.dynamic[name]:
-            shape[2:] = int(height * shape[2]), int(width * shape[3])
-        random = torch.randn(shape) if example.is_floating_point() else torch.randint(1000, shape)
-        made[name] = random
-    return made
+def inputs_of(network, batch):
+    """Other inputs of a network, for another batch."""
+    return {name: torch.randn(batch, *example.shape[1:]) for name, example in network.inputs.items()}

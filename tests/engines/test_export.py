@@ -1,4 +1,7 @@
-"""ONNX Runtime computes from an exported graph what torch does, at sizes that the export did not see."""
+"""What an export writes, and that ONNX Runtime computes from it what torch does.
+
+For UNets, autoencoders and towers the tests of priors and rewards say so.
+"""
 
 from dataclasses import replace
 
@@ -14,8 +17,6 @@ from ddpo3d_fast.engines import export as room
 from ddpo3d_fast.engines.export import export
 from ddpo3d_fast.engines.load import disagreement
 from ddpo3d_fast.errors import InputError
-
-SIZES = [(1, 1, 1), (3, 1.5, 2)]  # batch; height and width in units of the example's
 
 
 def reference(network, given):
@@ -40,22 +41,10 @@ def tower():
     return Network("scorer", module, images, ("scores",), {"images": (0, 2, 3)})
 
 
-@pytest.mark.parametrize("kind", small_networks.KINDS)
-def test_a_graph_computes_what_the_network_does(kind, tmp_path):
-    network = small_networks.make(kind)
-    export(network, tmp_path / "model.onnx", torch.float32)
-    engine = OnnxEngine(tmp_path / "model.onnx")
-    for sizes in SIZES:
-        given = small_networks.inputs_of(network, *sizes)
-        expected = reference(network, given)
-        assert disagreement(engine, given, expected)[1] <= (1e-4 if network.gradient else 1e-5)
-        assert all(torch.isfinite(tensor).all() and tensor.norm() > 0 for tensor in expected.values())
-
-
 def test_a_gradient_graph_is_the_gradient_in_double_precision(tmp_path):
     network = small_networks.make("encoder-vjp-tiny")
     export(network, tmp_path / "model.onnx", torch.float32)
-    given = small_networks.inputs_of(network, 2, 1, 1)
+    given = small_networks.inputs_of(network, 2)
     exact = network.module.double()(*(tensor.double() for tensor in given.values()))
     got = OnnxEngine(tmp_path / "model.onnx")(**given)["grad_pictures"]
     assert float((got - exact).norm() / exact.norm()) <= 1e-4
@@ -64,7 +53,7 @@ def test_a_gradient_graph_is_the_gradient_in_double_precision(tmp_path):
 def test_an_example_of_one_does_not_fix_the_batch(tower, tmp_path):
     export(tower, tmp_path / "model.onnx", torch.float32)
     for batch in (1, 4):
-        given = small_networks.inputs_of(tower, batch, 1, 1)
+        given = small_networks.inputs_of(tower, batch)
         engine = OnnxEngine(tmp_path / "model.onnx")
         assert disagreement(engine, given, reference(tower, given))[1] <= 1e-5
 
@@ -103,7 +92,7 @@ def test_half_precision_agrees_within_its_rounding(kind, tmp_path):
 
 
 def test_many_weights_lie_beside_the_graph_and_move_with_it(tower, tmp_path, monkeypatch):
-    given = small_networks.inputs_of(tower, 2, 1, 1)
+    given = small_networks.inputs_of(tower, 2)
     monkeypatch.setattr(room, "EXTERNAL_ABOVE", 100)
     (tmp_path / "made").mkdir()
     export(tower, tmp_path / "made" / "model.onnx", torch.float32)

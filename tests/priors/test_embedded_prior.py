@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.engines.load import profiles
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors import Call, load_prior
 from ddpo3d_fast.priors import embedded as room
 from ddpo3d_fast.priors.codec import PatchCodec
@@ -170,8 +170,30 @@ def test_weights_that_were_tampered_with_fail_the_probe(copy):
     noise = np.random.default_rng(0).standard_normal(100_000).astype(np.float16).tobytes()
     data[middle : middle + len(noise)] = noise
     path.write_bytes(data)
-    with pytest.raises(InputError, match="relative error"):
+    with pytest.raises(
+        InputError, match=r"relative error .*; torch cannot run it instead \(unet: torch"
+    ) as caught:
         load_prior(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_disagrees_gives_way_to_torch_unless_it_was_asked_for(copy, prior):
+    path = copy / "unet/model.onnx"
+    data = path.read_bytes()
+    assert data.count(b"Sin") == 1  # that of the timestep's embedding
+    path.write_bytes(data.replace(b"Sin", b"Cos"))
+    with pytest.warns(FallbackWarning) as caught:
+        fallen = load_prior(str(copy))
+    (line,) = (str(warning.message) for warning in caught if warning.category is FallbackWarning)
+    assert line.startswith(f"{copy / 'unet/probe.npz'}: ONNX Runtime ")
+    assert line.endswith(f"; {fallen.runtime} runs it instead")
+    assert fallen.runtime.startswith("torch ")
+    conditions = prior.conditions(prior.prompt("a red car"), torch.tensor([[0.0, 0.2, 1.0]]))
+    noisy = torch.randn(1, *prior.latent_shape)
+    got, expected = (torch.cat(p.predict(noisy, torch.tensor([300]), conditions)) for p in (fallen, prior))
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
+    with pytest.raises(InputError, match=r"ONNX Runtime .* gives another prediction"):
+        load_prior(str(copy), runtime="onnxruntime")
 
 
 def test_an_unknown_model_name_says_what_is_expected():

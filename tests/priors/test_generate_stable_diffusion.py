@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.config import preset
 from ddpo3d_fast.engines.cache import entries
+from ddpo3d_fast.rewards.aesthetic import PREDICTORS
 from ddpo3d_fast.run import RunFolder
 
 PRESETS = ("draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty")
@@ -31,7 +33,7 @@ def run(folder, name, output, **changes):
     config = preset(name, "a red view", str(folder))
     few = {
         "schedule": dataclasses.replace(config.schedule, steps=10, views=2),
-        "scene": dataclasses.replace(config.scene, gaussians=200, relocate_every=4),
+        "scene": dataclasses.replace(config.scene, gaussians=200, densify_every=4),
         "distillation": dataclasses.replace(config.distillation, **{"runtime": "torch"} | changes),
         "reward": dataclasses.replace(config.reward, reward=("embedded",)),
     }
@@ -60,16 +62,35 @@ def test_the_other_kinds_do_too_and_a_second_run_is_the_same_to_the_byte(folders
     assert (tmp_path / "hard" / "asset.ply").read_bytes() != assets[0]
 
 
-def test_the_command_line_names_folder_runtime_and_reward(folders, tmp_path, capsys):
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    """A folder of CLIP's with the aesthetic predictor beside it."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "rewards")
+    from small_clip import CONFIGS, predictor_v2, save
+
+    folder = save(tmp_path / "clip", CONFIGS["vit"])
+    torch.save(predictor_v2(CONFIGS["vit"]["embed_dim"])[1], folder / PREDICTORS["aesthetic"][0])
+    return folder
+
+
+def test_stable_diffusion_and_an_aesthetic_scorer_make_an_asset_and_its_configuration_the_same_again(
+    folders, clip, tmp_path, capsys
+):
     words = f"--model {folders['sd15']} --preset draft --steps 2 --gaussians 50 --runtime torch --json"
-    words += f" --reward embedded=2 --output {tmp_path / 'run'} --device cpu"
+    words += f" --reward aesthetic@{clip} --reward clip@{clip}=0.3 --output {tmp_path / 'run'} --device cpu"
     assert main(["generate", "--prompt", "a red view", *words.split()]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (tmp_path / "run" / "asset.ply").is_file()
+    *rows, last = map(json.loads, capsys.readouterr().out.splitlines())
+    step = [row for row in rows if row["stage"] == "distill"][-1]
+    assert all(math.isfinite(step[name]) and step[name] != 0 for name in ("reward", "guide"))
     assert last["seconds"]["total"] > 0
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["provenance"]["engine"].startswith("torch ")
     assert written["distillation"]["model"] == str(folders["sd15"])
+    assert written["reward"]["reward"] == [f"aesthetic@{clip}", f"clip@{clip}=0.3"]
+    again = ["--config", str(tmp_path / "run" / "config.yaml"), "--output", str(tmp_path / "again")]
+    assert main(["generate", *again, "--quiet"]) == 0
+    assets = [(tmp_path / name / "asset.ply").read_bytes() for name in ("run", "again")]
+    assert assets[0] == assets[1]
 
 
 def test_on_onnx_runtime_the_steps_are_those_on_torch(folders, tmp_path):

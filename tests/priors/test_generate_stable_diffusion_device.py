@@ -31,5 +31,5 @@ def test_a_step_of_stable_diffusion_stays_on_its_device(
         reward=dataclasses.replace(config.reward, reward=("embedded",)),
     )
     # Screen gradients are counted, and never used: who grows is asked on the host.
-    make_four_steps(config, launched, monkeypatch, relocate_every=1000, gaussians=100)
+    make_four_steps(config, launched, monkeypatch, densify_every=1000, gaussians=100)
     assert len(CAPTURED) == 2  # the second step of each rendering size

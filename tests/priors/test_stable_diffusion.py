@@ -306,6 +306,40 @@ def test_half_precision_computes_the_same_to_its_digits(priors, folders):
     assert 1e-6 < relative(got, guess(priors["sdxl"])) < 1e-2
 
 
+@pytest.mark.parametrize("kind", ["sd21", "sdxl"])
+def test_on_onnx_runtime_every_number_is_torchs(folders, tmp_path, kind):
+    """The exported UNet, encoder, VJP and decoder, at two batches and two resolutions."""
+    folder, codec = folders[kind], None
+    if kind == "sdxl":  # an export takes seconds for every block: XL's words stay in the middle alone
+        folder, codec = shutil.copytree(folder, tmp_path / "sdxl"), tmp_path / "tiny"
+        torch.manual_seed(1)
+        plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        make_unet(xl=True, **plain).save_pretrained(folder / "unet")
+        make_tiny_vae().save_pretrained(codec)
+    runtimes = ("onnxruntime", "torch")
+    exported, on_its_own = (StableDiffusionPrior(folder, runtime=name, codec=codec) for name in runtimes)
+    prompt = on_its_own.prompt("a red view")
+    for views, actions, height, width in ((1, 1, 8, 8), (2, 2, 4, 6)):
+        conditions = on_its_own.conditions(prompt, torch.tensor([FRONT, SIDE][:views]))
+        noisy, timesteps = (
+            torch.randn(views * actions, 4, height, width),
+            torch.arange(5, 5 + views * actions),
+        )
+        pictures, grad = torch.rand(views, 3, 8 * height, 8 * width), torch.randn(views, 4, height, width)
+        got, expected = [], []
+        for prior, made in ((exported, got), (on_its_own, expected)):
+            latents, pull_back = prior.codec.encode_with_vjp(pictures)
+            predictions = prior.predict(noisy, timesteps, conditions)
+            made += [*predictions, prior.codec.encode(pictures), latents, prior.codec.decode(noisy)]
+            made.append(pull_back(grad))
+        errors = [relative(*pair) for pair in zip(got, expected, strict=True)]
+        assert max(errors[:-1]) <= 1e-5
+        assert errors[-1] <= 1e-4
+    runs = {"unet": exported.runtime} | exported.codec.runtimes
+    assert runs.keys() == {"unet", "encoder", "encoder_vjp", "decoder"}
+    assert all(name.startswith("ONNX Runtime ") for name in runs.values())
+
+
 # The noise schedule
 
 
@@ -528,6 +562,12 @@ def test_a_tiny_autoencoder_takes_the_place_of_the_folders(folders, tmp_path):
     assert prior.picture_size == 64
 
 
+def test_a_pipelines_folder_is_no_codec_but_has_one(sd, folders):
+    assert one_line(sd, codec=folders["sd21"]) == (
+        f"--codec: expected an autoencoder's folder, got a pipeline's; its own is {folders['sd21'] / 'vae'}"
+    )
+
+
 def test_a_codec_of_other_channels_is_one_line(sd, tmp_path):
     make_vae(latent_channels=16).save_pretrained(tmp_path / "other")
     line = one_line(sd, codec=tmp_path / "other")
@@ -683,7 +723,10 @@ def test_tensorrt_alone_gets_the_unet_before_its_adapters(sd, tmp_path, monkeypa
         assert fingerprint(adapted)["weights"] != fingerprint(plain)["weights"]
 
 
-@pytest.mark.parametrize("damage", ["none", "bin", "garbage", "another", "misfit", "lost"])
+HALVES = {"lora_A": "up", "lora_B": "down", "lora_down": "up", "lora_up": "down"}  # what is left: what lacks
+
+
+@pytest.mark.parametrize("damage", ["none", "bin", "garbage", "another", "misfit", "lost", *HALVES])
 def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, monkeypatch, damage):
     file = tmp_path / ("style.bin" if damage == "bin" else "style.safetensors")
     adapter = pairs(load_file(sd / UNET_WEIGHTS), MODULES, rank=2, seed=6)
@@ -699,11 +742,18 @@ def test_a_wrong_adapter_is_one_line_that_names_the_file(sd, tmp_path, monkeypat
             in_diffusers_format(adapter | {"down_blocks.7.conv": (torch.ones(2, 7), torch.ones(5, 2))}, {}),
             file,
         )
+    elif damage in HALVES:
+        kohya = in_kohyas_format("lora_unet", adapter, [1.0] * len(MODULES))
+        state = in_diffusers_format(adapter, {}) | kohya
+        save_file({name: t for name, t in state.items() if name.endswith(f".{damage}.weight")}, file)
     if damage not in ("misfit", "lost"):  # with what, the network has to be there to tell
         monkeypatch.setattr(room, "load_network_part", lambda *_: pytest.fail("read weights"))
     line = one_line(sd, lora=[(file, 1.0)])
     assert line.startswith("--lora: ")
     assert str(file) in line
+    if damage in HALVES:
+        assert f"lacks the {HALVES[damage]} matrix of " in line
+        assert line.endswith(("attn1.to_q", "attn1_to_q"))
 
 
 # By name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddpo3d_fast.engines.libraries import library
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+VIT = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
 PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bicubic"}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -64,6 +64,19 @@ def save(
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     return folder
+
+
+def predictor_v2(
+    width: int, hidden: tuple[int, int, int, int] = (20, 12, 8, 6), seed: int = 0
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """An aesthetic predictor, and its weights under their published names (dropout between the layers is off
+    at evaluation)."""
+    torch.manual_seed(seed)
+    a, b, c, d = hidden
+    linears = [nn.Linear(width, a), nn.Linear(a, b), nn.Linear(b, c), nn.Linear(c, d), nn.Linear(d, 1)]
+    parts = [(linears[0], 0), (linears[1], 2), (linears[2], 4), (linears[3], 6), (linears[4], 7)]
+    state = {f"layers.{at}.{name}": t for linear, at in parts for name, t in linear.state_dict().items()}
+    return nn.Sequential(*linears).requires_grad_(False), state
 
 
 def put_in_hub_cache(cache: Path, repository: str, *files: Path) -> None:

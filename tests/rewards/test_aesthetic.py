@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from small_clip import CONFIGS, PREPROCESS, Forbidden, pictures, relative
+from small_clip import CONFIGS, PREPROCESS, Forbidden, pictures, predictor_v2, relative
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -17,16 +17,6 @@ from ddpo3d_fast.rewards.aesthetic import PREDICTORS, aesthetic_reward, load_pre
 
 PROMPTS = ["a red ball", "a blue cube"]
 V1, V2 = PREDICTORS["aesthetic-v1"], PREDICTORS["aesthetic"]
-
-
-def predictor_v2(width, hidden=(20, 12, 8, 6), seed=0):
-    """The published architecture, under its published names (dropout between them, off at evaluation)."""
-    torch.manual_seed(seed)
-    a, b, c, d = hidden
-    linears = [nn.Linear(width, a), nn.Linear(a, b), nn.Linear(b, c), nn.Linear(c, d), nn.Linear(d, 1)]
-    parts = [(linears[0], 0), (linears[1], 2), (linears[2], 4), (linears[3], 6), (linears[4], 7)]
-    state = {f"layers.{at}.{name}": t for linear, at in parts for name, t in linear.state_dict().items()}
-    return nn.Sequential(*linears).requires_grad_(False), state
 
 
 def predictor_v1(width, seed=0):
@@ -96,6 +86,22 @@ def test_score_is_the_predictors_of_openais_embedding(folder, embed, name, predi
     assert relative(gradient, expected_gradient) <= 1e-4
     assert float(scores.std()) > 1e-4
     assert torch.equal(reward.score(images, PROMPTS[::-1]), reward.score(images, PROMPTS))
+
+
+@pytest.mark.parametrize("name", ["aesthetic", "clip"])
+def test_on_onnx_runtime_scores_and_gradients_are_torchs(folder, name):
+    """The exported tower and its VJP, without a prompt and with one, at two batches and two sizes."""
+    runtimes = ("onnxruntime", "torch")
+    exported, on_its_own = (make_reward([f"{name}@{folder}"], runtime=each) for each in runtimes)
+    for count, height, width in ((1, 32, 32), (3, 48, 40)):
+        images, prompts = pictures(count, height, width), [*PROMPTS, "a duck"][:count]
+        assert relative(exported.score(images, prompts), on_its_own.score(images, prompts)) <= 1e-5
+        (scores, gradient), (expected, wanted) = (
+            reward.score_vjp(images, prompts) for reward in (exported, on_its_own)
+        )
+        assert relative(scores, expected) <= 1e-5
+        assert relative(gradient, wanted) <= 1e-4
+    assert exported.runtime.startswith("ONNX Runtime ")
 
 
 @pytest.mark.parametrize("second", ["aesthetic-v1", "clip"])

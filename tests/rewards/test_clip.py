@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from ddpo3d_fast.engines import load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.rewards import make_reward
 from ddpo3d_fast.rewards.clip import OPENAI, Resize, Tower, TowerReward, clip_reward, hub_file, load_open_clip
 
 PROMPTS = ["a red ball", "a blue cube, studio light", "a red ball"]
@@ -286,30 +288,29 @@ def test_a_model_that_cannot_be_had_is_one_line(offline, source, message):
     assert "\n" not in line
 
 
-def test_the_network_is_asked_for_the_next_file_only_after_an_answer(offline, monkeypatch):
-    """Without an answer each question takes half a minute."""
+def test_of_a_hubs_repository_the_first_file_that_is_there_is_fetched(offline, monkeypatch):
     hub = library("huggingface_hub", "test")
-    asked = []
-
-    class NoSuchFile(hub.errors.RemoteEntryNotFoundError):
-        def __init__(self):
-            Exception.__init__(self, "no such file")
-
-    def download(repository, file):
-        asked.append(file)
-        if file == "none.bin":
-            raise OSError("no answer")
-        if file == "b.bin":
-            return f"/cache/{file}"
-        raise NoSuchFile
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert str(hub_file("someone/clip", ("a.bin", "b.bin"), "clip")) == "/cache/b.bin"
-    with pytest.raises(InputError, match=r"cannot be fetched \(no answer\)"):
-        hub_file("someone/clip", ("none.bin", "b.bin"), "clip")
+    there = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in ("c.bin", "b.bin")])
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: there)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, file: f"/cache/{repository}/{file}")
+    fetched = hub_file("someone/clip", ("a.bin", "b.bin", "c.bin"), "clip")
+    assert str(fetched) == "/cache/someone/clip/b.bin"
     with pytest.raises(InputError, match=r"cannot be fetched \(no such file\)"):
-        hub_file("someone/clip", ("a.bin", "c.bin"), "clip")
-    assert asked == ["a.bin", "b.bin", "none.bin", "a.bin", "c.bin"]
+        hub_file("someone/clip", ("a.bin", "d.bin"), "clip")
+
+
+@pytest.mark.parametrize("name", ["clip", "hps", "pickscore"])
+def test_a_hub_that_does_not_answer_is_one_line_soon(offline, monkeypatch, caplog, name):
+    """The hub's client would try again for half a minute, and report every try."""
+    constants = library("huggingface_hub.constants", "test")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub = library("huggingface_hub", "test")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_: pytest.fail("tried"))
+    with pytest.raises(InputError, match=f"^--reward: {name}: .*Connection refused") as caught:
+        make_reward([name], runtime="torch")
+    assert "\n" not in str(caught.value)
+    assert not caplog.records
 
 
 def test_a_folder_without_a_part_or_with_a_damaged_one_is_one_line(clip_folder, tmp_path):

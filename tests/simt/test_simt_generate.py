@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ddpo3d_fast import config as settings
 from ddpo3d_fast import generate
-from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.kernels.rasterizer import cuda_plan
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians
+from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit
 
 from . import build
 
@@ -46,7 +46,13 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     monkeypatch.setitem(sys.modules, "my_reward", module)
     draft = settings.preset("draft", "a red ball")
     # Round Gaussians have no gradient of rotation but rounding, which Adam would scale up to whole steps.
-    scene = {"gaussians": 100, "relocate_every": 2, "carve_from": 0.0, "quats_rate": 0.0}
+    scene = {
+        "gaussians": 100,
+        "densify_every": 2,
+        "densify_gradient": 0.0,
+        "carve_from": 0.0,
+        "quats_rate": 0.0,
+    }
     schedule = {"steps": STEPS, "noises": 4, "max_timestep": 0.6, "render_scales": (1.0, 2.0)}
     config = dataclasses.replace(
         draft,
@@ -86,6 +92,15 @@ def test_the_two_backends_give_the_same_gaussians(run: Run, simt: ModuleType, wi
             assert difference <= 1e-4 * expected[tensor].norm(), tensor
 
 
+def test_without_room_nobody_is_visible(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
+    monkeypatch.setattr(_backend, "backend", lambda device: simt)
+    gaussians, capacity = initial_cloud(50, 0), TileCapacity(10)
+    assert not gaussians.render(orbit(1), 32, 32, capacity=capacity).visible.any()
+    capacity.grow()
+    assert gaussians.render(orbit(1), 32, 32, capacity=capacity).visible.all()
+
+
 @pytest.mark.parametrize("wishes", ["running", "user"])
 @cuda_plan(tile=8)  # for small and large views, so that these need more room
 def test_a_step_without_room_is_repeated_and_leaves_no_trace(
@@ -94,9 +109,9 @@ def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     updated: list[int] = []  # the step of every update
     update = Gaussians.update
 
-    def counted(self: Gaussians, *arguments: Any, **options: Any) -> None:
+    def counted(self: Gaussians, *arguments: Any, **options: Any) -> Tensor:
         updated.append(int(arguments[4]))
-        update(self, *arguments, **options)
+        return update(self, *arguments, **options)
 
     monkeypatch.setattr(Gaussians, "update", counted)
     expected = run("room", True, wishes)

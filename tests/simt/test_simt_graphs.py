@@ -63,7 +63,7 @@ class Recording:
         self.captures = self.replays = 0
 
     def capture(
-        self, function: Callable[[], dict[str, Tensor]]
+        self, function: Callable[[], dict[str, Tensor]], pool: None
     ) -> tuple[Callable[[], None], dict[str, Tensor]]:
         recorder = self.recorder = Recorder()
         with recorder:
@@ -161,7 +161,7 @@ def test_steps_are_captured_again_once_the_gaussians_have_become_more(
     recording: Recording,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    growing = {"steps": 6, "render_scales": (1.0,), "relocate_every": 3, "densify_gradient": 1e-3}
+    growing = {"steps": 6, "render_scales": (1.0,), "densify_every": 3, "densify_gradient": 1e-3}
     expected = run("plain", False, "noise", **growing)
     monkeypatch.setattr(generate, "StepGraphs", Always)
     got = run("graph", False, "noise", **growing)
