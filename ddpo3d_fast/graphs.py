@@ -84,8 +84,6 @@ class StepGraphs:
         """Drops all graphs: what they read besides their inputs has changed."""
         self._steps.clear()
         self._pool = None  # torch refuses one whose graphs are gone while anything else still lies in it
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # the old one's memory, for the next
 
     def _placed(self, inputs: Tensors) -> Tensors:
         """Copies of the inputs on the device, that nobody else writes to."""
