@@ -34,12 +34,12 @@ from ddpo3d_fast.config import Config, validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import PRECISIONS, SETTLED, export, first_cloud, learning_rates
+from ddpo3d_fast.generate import PRECISIONS, SETTLED, densified, export, first_cloud, learning_rates
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.priors import hub
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.parts import load_network_part
-from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients, densify
+from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
 from ddpo3d_fast.schedule import (
     cameras_at,
@@ -206,15 +206,7 @@ def optimise(config: Config, prior: Prior, gaussians: Gaussians, rasterizer: Ras
         optimizer.zero_grad(set_to_none=True)
         grows = scene.densify_gradient and scene.densify_every and step % scene.densify_every == 0
         if grows and fraction < SETTLED:
-            more = densify(
-                gaussians_of(leaves, optimizer),
-                screen.mean(),
-                generator,
-                scene.densify_gradient,
-                scene.split_above,
-                scene.max_gaussians,
-                scene.dead_opacity,
-            )
+            more = densified(gaussians_of(leaves, optimizer), screen, generator, scene)
             leaves = leaves_of(more)
             optimizer, screen = make_optimizer(leaves, more, step), ScreenGradients(len(more), device)
     return gaussians_of(leaves, optimizer)

@@ -86,6 +86,19 @@ def first_cloud(scene: Scene, seed: int) -> Gaussians:
     return (initial_ball if scene.cloud == "ball" else initial_cloud)(scene.gaussians, seed)
 
 
+def densified(
+    gaussians: Gaussians,
+    screen: ScreenGradients,
+    generator: torch.Generator,
+    scene: Scene,
+    haze: Tensor | None = None,
+) -> Gaussians:
+    """The Gaussians after a round of `densify`, as the settings have it."""
+    most, dead = scene.max_gaussians, scene.dead_opacity
+    threshold, split = scene.densify_gradient, scene.split_above
+    return densify(gaussians, screen.mean(), generator, threshold, split, most, dead, also_dead=haze)
+
+
 def default_reward(model: str) -> str:
     """What judges where no reward is named. InputError for a folder of Stable Diffusion's: who names no hub's
     model wants no download, and the package has no scorer for such pictures."""
@@ -275,16 +288,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 if scene.densify_every and step % scene.densify_every == 0 and fraction < SETTLED:
                     haze = outside_hull(gaussians) if fraction > scene.carve_from else None
                     if densifies:
-                        gaussians = densify(
-                            gaussians,
-                            screen.mean(),
-                            generator,
-                            scene.densify_gradient,
-                            scene.split_above,
-                            scene.max_gaussians,
-                            scene.dead_opacity,
-                            also_dead=haze,
-                        )
+                        gaussians = densified(gaussians, screen, generator, scene, haze)
                         screen = ScreenGradients(len(gaussians), device)
                         graphs.forget()  # they know the old ones
                     else:
