@@ -145,13 +145,19 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
     assert len(set(assets.values())) == 3
 
 
-def test_haze_outside_the_silhouettes_is_moved_from_the_asked_fraction_on(tmp_path):
-    assets = []
+@pytest.mark.parametrize("densify_gradient", [0.0, 3.0])
+def test_haze_outside_the_silhouettes_is_moved_or_dropped_from_the_asked_fraction_on(
+    tmp_path, densify_gradient
+):
+    assets, counts = [], []
     for carve_from in (0.0, 1.0):
-        config = small(tmp_path / str(carve_from), steps=3, carve_from=carve_from)
-        run(config)
+        changes = {"carve_from": carve_from, "densify_gradient": densify_gradient}
+        config, rows = small(tmp_path / str(carve_from), steps=3, **changes), []
+        run(config, rows.append)
         assets.append((config.output / "asset.ply").read_bytes())
+        counts.append([row["gaussians"] for row in rows if "step" in row][-1])
     assert assets[0] != assets[1]
+    assert (counts == [300, 300]) == (densify_gradient == 0)
 
 
 def cloud(count, center, opacity, spread):
