@@ -109,23 +109,29 @@ class ScreenGradients:
     """How far the image would move each Gaussian: the mean length of the gradient with respect to its centre
     on the screen, over all views of all steps that saw it."""
 
-    def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
-        self.total = torch.zeros(count, device=device)  # changed in place: a CUDA graph may hold them
-        self.seen = torch.zeros(count, device=device)
+    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
+        """`rows` are those of the scene's memory, R."""
+        self.total = torch.zeros(rows, device=device)  # changed in place: a CUDA graph may hold them
+        self.seen = torch.zeros(rows, device=device)
 
     def add(self, grad_means2d: Tensor, visible: Tensor, size: int) -> None:
         """Counts C views in.
 
         Args:
-            grad_means2d: [C, N, 2] of each view's own loss, in pixels (`Gaussians.update`).
-            visible: [C, N] bool, who is seen (`Views.visible`).
+            grad_means2d: [C, R, 2] of each view's own loss, in pixels (`Gaussians.update`).
+            visible: [C, R] bool, who is seen (`Views.visible`).
             size: width and height of the views, pixels.
         """
         self.total += (grad_means2d.norm(dim=-1).nan_to_num(0, 0, 0) * visible).sum(0) * (size / 2)
         self.seen += visible.sum(0)
 
+    def forget(self) -> None:
+        """Begins anew."""
+        self.total.zero_()
+        self.seen.zero_()
+
     def mean(self) -> Tensor:
-        """[N], in normalised device coordinates: an image is 2 wide and 2 high; 0 for what nobody saw."""
+        """[R], in normalised device coordinates: an image is 2 wide and 2 high; 0 for what nobody saw."""
         return self.total / self.seen.clamp_min(1)
 
 

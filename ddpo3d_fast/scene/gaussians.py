@@ -51,12 +51,12 @@ class Views(NamedTuple):
     rgb: Tensor  # [C, H, W, 3], over the backgrounds
     alpha: Tensor  # [C, H, W]
     depth: Tensor  # [C, H, W], sum of w_i z_i
-    radii: Tensor  # [C, N] int32, 0 where not seen
+    radii: Tensor  # [C, R] int32 of the scene's R rows, 0 where not seen
     state: Any  # of rasterize_forward
 
     @property
     def visible(self) -> Tensor:
-        """[C, N] bool: who is drawn; nobody where there was too little room."""
+        """[C, R] bool: who is drawn; nobody where there was too little room."""
         drawn = self.radii > 0
         return drawn if self.state.overflow is None else drawn & (self.state.overflow == 0)
 
@@ -64,7 +64,12 @@ class Views(NamedTuple):
 @dataclass
 class Gaussians:
     """N Gaussians as the 3DGS layout stores them: raw, before activation. All float32, contiguous and on one
-    device."""
+    device.
+
+    They may have memory for more (`reserve`). Rows past the N-th are transparent: nobody sees them, nothing
+    moves them, and no tensor here shows them, but what is rendered and updated has a size that stays when N
+    changes (`become`), as a CUDA graph needs it.
+    """
 
     means: Tensor  # [N, 3]
     quats: Tensor  # [N, 4] w, x, y, z, of any length but 0
@@ -75,6 +80,7 @@ class Gaussians:
         default_factory=dict, repr=False
     )  # Adam's first moment of each parameter
     exp_avg_sq: dict[str, Tensor] = field(default_factory=dict, repr=False)  # and its second
+    rows: int = field(default=0, init=False)  # of memory, N or more
 
     def __post_init__(self) -> None:
         count = self.means.shape[0] if self.means.dim() else 0
@@ -99,6 +105,7 @@ class Gaussians:
         for moments in (self.exp_avg, self.exp_avg_sq):
             for name in PARAMETERS:
                 moments.setdefault(name, torch.zeros_like(getattr(self, name)))
+        self.rows = count
 
     def __len__(self) -> int:
         return self.means.shape[0]
@@ -114,6 +121,49 @@ class Gaussians:
     def to(self, device: torch.device | str) -> Gaussians:
         """A copy of the scene on a device, moments included."""
         return self.from_state_dict({name: tensor.to(device) for name, tensor in self.state_dict().items()})
+
+    def reserve(self, count: int) -> None:
+        """Moves into new memory with room for so many Gaussians, and up to the next power of two."""
+        rows = 1 << (max(count, len(self), 1) - 1).bit_length()
+        new = {name: tensor.new_zeros(rows, *tensor.shape[1:]) for name, tensor in self._tensors().items()}
+        new["logit_opacities"].fill_(-torch.inf)
+        for name, tensor in self._tensors().items():
+            new[name][: len(self)] = tensor
+        self._show(new, len(self))
+        self.rows = rows
+
+    def become(self, other: Gaussians) -> bool:
+        """Takes the rows of `other`, in the memory that is here if it suffices, as the result tells."""
+        fits = len(other) <= self.rows
+        if not fits:
+            self.reserve(len(other))
+        memory = {name: self._memory(tensor) for name, tensor in self._tensors().items()}
+        for name, tensor in other._tensors().items():
+            memory[name][: len(other)] = tensor
+        memory["logit_opacities"][len(other) :] = -torch.inf
+        for moments in ("exp_avg", "exp_avg_sq"):  # so that nothing past the last row moves
+            for name in PARAMETERS:
+                memory[f"{moments}.{name}"][len(other) :] = 0
+        self._show(memory, len(other))
+        return fits
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and moments, [N, ...] each, under flat names."""
+        tensors = {name: getattr(self, name) for name in PARAMETERS}
+        for kind, moments in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            tensors |= {f"{kind}.{name}": moments[name] for name in PARAMETERS}
+        return tensors
+
+    def _show(self, memory: dict[str, Tensor], count: int) -> None:
+        """Lets parameters and moments be the first `count` rows of this memory."""
+        for name in PARAMETERS:
+            setattr(self, name, memory[name][:count])
+            self.exp_avg[name] = memory[f"exp_avg.{name}"][:count]
+            self.exp_avg_sq[name] = memory[f"exp_avg_sq.{name}"][:count]
+
+    def _memory(self, tensor: Tensor) -> Tensor:
+        """All rows of the memory that one of the scene's tensors is the first N rows of."""
+        return tensor.as_strided((self.rows, *tensor.shape[1:]), tensor.stride())
 
     @property
     def sh_degree(self) -> int:
@@ -147,11 +197,11 @@ class Gaussians:
         if backgrounds is not None:
             backgrounds = backgrounds.to(self.device, non_blocking=True)
         out, state = rasterize_forward(
-            self.means,
-            self.quats,
-            self.log_scales,
-            self.logit_opacities,
-            self.sh,
+            self._memory(self.means),
+            self._memory(self.quats),
+            self._memory(self.log_scales),
+            self._memory(self.logit_opacities),
+            self._memory(self.sh),
             cameras.viewmats.to(self.device, non_blocking=True),
             cameras.intrinsics(width, height).to(self.device, non_blocking=True),
             width,
@@ -194,7 +244,7 @@ class Gaussians:
                 PARAMETERS; None: 1.
 
         Returns:
-            [C, N, 2], the gradient with respect to the projected means, in pixels.
+            [C, R, 2] of the scene's R rows, the gradient with respect to the projected means, in pixels.
         """
         grads = rasterize_backward(
             views.state,
@@ -207,10 +257,10 @@ class Gaussians:
         raw = (grads.means, grads.quats, grads.scales, grads.opacities, grads.colors)
         groups = [
             AdamGroup(
-                getattr(self, name),
+                self._memory(getattr(self, name)),
                 grad,
-                self.exp_avg[name],
-                self.exp_avg_sq[name],
+                self._memory(self.exp_avg[name]),
+                self._memory(self.exp_avg_sq[name]),
                 getattr(learning_rates, name),
             )
             for name, grad in zip(PARAMETERS, raw, strict=True)
@@ -218,16 +268,12 @@ class Gaussians:
         adam_groups(groups, step, beta1=beta1, beta2=beta2, rate_scale=rate_scale, skip=views.state.overflow)
         if self.sh_degree == 0:
             limit = (0.5 - COLOR_MARGIN) / SH_C0
-            self.sh.clamp_(-limit, limit)
+            self._memory(self.sh).clamp_(-limit, limit)
         return grads.means2d
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of parameters and moments under flat names: all that a checkpoint needs."""
-        state = {name: getattr(self, name).clone() for name in PARAMETERS}
-        for name in PARAMETERS:
-            state[f"exp_avg.{name}"] = self.exp_avg[name].clone()
-            state[f"exp_avg_sq.{name}"] = self.exp_avg_sq[name].clone()
-        return state
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes parameters and moments over from `state_dict`; the number of Gaussians may be another.

@@ -53,6 +53,56 @@ def test_update_takes_the_gradient_that_autograd_takes(sh_degree, penalties):
         assert (got - expected).norm() <= 1e-5 * expected.norm(), name
 
 
+def test_room_for_more_changes_no_picture_no_update_and_no_checkpoint():
+    plain, roomy, cameras = cloud(), cloud(), orbit(2)
+    roomy.reserve(100)
+    assert (len(roomy), roomy.rows, plain.rows) == (60, 128, 60)
+    for step in (1, 2, 3):
+        for gaussians in (plain, roomy):
+            views = gaussians.render(cameras, 32, 32)
+            moved = gaussians.update(
+                views, *image_gradients(cameras, 32), RATES, step, opacity_penalty=0.5, scale_penalty=0.1
+            )
+            assert moved.shape == (*views.visible.shape, 2) == (2, gaussians.rows, 2)
+            assert not views.visible[:, 60:].any()
+            assert not moved[:, 60:].any()
+    expected, got = plain.state_dict(), roomy.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert roomy.to("cpu").rows == roomy[:].rows == 60
+
+
+@pytest.mark.parametrize("count", [30, 60, 64])
+def test_a_scene_becomes_another_in_the_memory_it_has(count):
+    gaussians, cameras = cloud(), orbit(2)
+    gaussians.reserve(60)
+    places = {name: getattr(gaussians, name).data_ptr() for name in PARAMETERS}
+    views = gaussians.render(cameras, 16, 16)  # moments that are not zero
+    gaussians.update(views, *image_gradients(cameras, 16), RATES, 1)
+    other = cloud(count, seed=1)
+    for moments in (other.exp_avg, other.exp_avg_sq):
+        for name in PARAMETERS:
+            moments[name] += 1
+    assert gaussians.become(other)
+    assert places == {name: getattr(gaussians, name).data_ptr() for name in PARAMETERS}
+    assert (len(gaussians), gaussians.rows) == (count, 64)
+    expected, got = other.state_dict(), gaussians.state_dict()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    for scene in (gaussians, other):
+        views = scene.render(cameras, 16, 16)
+        assert int(views.visible.sum(1).max()) <= count
+        scene.update(views, *image_gradients(cameras, 16), RATES, 2)
+    assert all(torch.equal(gaussians.state_dict()[name], t) for name, t in other.state_dict().items())
+    gaussians.become(cloud(64, seed=2))  # what lay behind the last row has not come to life
+    assert torch.equal(gaussians.render(cameras, 16, 16).rgb, cloud(64, seed=2).render(cameras, 16, 16).rgb)
+
+
+def test_a_scene_becomes_a_larger_one_in_new_memory_with_room():
+    gaussians, other = cloud(), cloud(70, seed=1)
+    assert not gaussians.become(other)
+    assert (len(gaussians), gaussians.rows) == (70, 128)
+    assert all(torch.equal(gaussians.state_dict()[name], t) for name, t in other.state_dict().items())
+
+
 def test_rendering_and_updating_build_no_autograd_graph():
     gaussians, cameras = cloud(), orbit(2)
     views = gaussians.render(cameras, 16, 16)
