@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,8 @@ def densified(
     """The Gaussians after a round of `densify`, as the settings have it."""
     most, dead = scene.max_gaussians, scene.dead_opacity
     threshold, split = scene.densify_gradient, scene.split_above
-    return densify(gaussians, screen.mean(), generator, threshold, split, most, dead, also_dead=haze)
+    asked = screen.mean()[: len(gaussians)]
+    return densify(gaussians, asked, generator, threshold, split, most, dead, also_dead=haze)
 
 
 def default_reward(model: str) -> str:
@@ -145,6 +146,17 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
     return prior, reward
 
 
+class Step(NamedTuple):
+    """What a step draws, all on the CPU."""
+
+    generator: torch.Generator  # of the step alone: there is no state to carry
+    inputs: dict[str, Tensor]  # what `advance` reads
+    rendered: int  # pixels of a view's side
+    seen: int  # of the picture that the prior sees of it
+    acting: bool  # whether the policy acts
+    timestep: int  # the mean of the views'
+
+
 def read(metrics: dict[str, Tensor]) -> dict[str, float]:
     """The numbers of tensors [] on one device, with one wait for all that was launched there."""
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
@@ -168,6 +180,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 def _generate(config: Config, folder: RunFolder, observer: Observer, resume: bool) -> Result:
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
+    densifies = bool(scene.densify_every and scene.densify_gradient)
     with clock("setup"):
         device, _ = choose_device(config.device)
         place = "the GPU" if device.type == "cuda" else "the CPU"
@@ -195,10 +208,12 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             distill.baseline = RunningBaseline(state["rewards"], device)
             first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
-        screen = ScreenGradients(len(gaussians), device)
+        if densifies:
+            gaussians.reserve(len(gaussians))  # graphs know the memory, which must not change with each round
+        screen = ScreenGradients(gaussians.rows, device)
         if resume:
-            screen.total.copy_(state["screen"][0])
-            screen.seen.copy_(state["screen"][1])
+            for tensor, kept in zip((screen.total, screen.seen), state["screen"], strict=True):
+                tensor[: len(gaussians)] = kept.to(device)
         capturable = scorer is None or scorer.capturable
         graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
         facts = {"engine": prior.runtime, "reward": "none"}
@@ -210,12 +225,12 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
     def checkpoint(step: int) -> None:
         folder.write_metrics(rows)
         state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
-        asked = torch.stack([screen.total, screen.seen]).cpu()
+        asked = torch.stack([screen.total, screen.seen])[:, : len(gaussians)].cpu()
         folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards, "screen": asked})
 
-    rates, densifies = learning_rates(scene), bool(scene.densify_every and scene.densify_gradient)
+    rates = learning_rates(scene)
 
-    def advance(inputs: dict[str, Tensor], rendered: int, seen: int, acting: bool) -> dict[str, Tensor]:
+    def advance(rendered: int, seen: int, acting: bool, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
         with clock("render"):
             angles = inputs["azimuth"], inputs["elevation"]
@@ -246,38 +261,46 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 screen.add(moved * schedule.views, views.visible, rendered)
         return metrics | {"alpha": views.alpha.mean()}
 
+    def prepare(number: int) -> Step:
+        """What step `number` draws, which depends on nothing that an earlier one has done."""
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        fraction = (number - 1) / schedule.steps
+        cameras = cameras_at(generator, schedule)
+        backgrounds = sample_backgrounds(generator, schedule.views, schedule.backgrounds)
+        seen_from = torch.stack([cameras.azimuth, cameras.elevation, backgrounds[:, 0]], 1)
+        jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
+        timesteps = timestep_at(
+            fraction, len(prior.alphas_cumprod), schedule.min_timestep, schedule.max_timestep, jitter
+        )
+        rendered, seen = sizes[number]
+        haziness = scene.alpha_penalty * fraction * (seen / rendered) ** 2 / schedule.views
+        inputs, acting = distill.inputs(seen_from, timesteps, number)
+        inputs |= {
+            "viewmats": cameras.viewmats,
+            "azimuth": cameras.azimuth,
+            "elevation": cameras.elevation,
+            "backgrounds": backgrounds,
+            "haziness": torch.tensor(haziness),
+            "rate_scale": rate_scales_at(fraction, scene),
+            "step": torch.tensor([number]),
+        }
+        return Step(generator, inputs, rendered, seen, acting, int(timesteps.float().mean()))
+
     step, lost = first - 1, 0
+    following = prepare(first) if first <= schedule.steps else None
     with deferred_interrupt() as interrupted:
         for step in range(first, schedule.steps + 1):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)  # no state to carry
+            now, following = following, None
+            assert now is not None
             fraction = (step - 1) / schedule.steps
-            cameras = cameras_at(generator, schedule)
-            backgrounds = sample_backgrounds(generator, schedule.views, schedule.backgrounds)
-            seen_from = torch.stack([cameras.azimuth, cameras.elevation, backgrounds[:, 0]], 1)
-            jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
-            timesteps = timestep_at(
-                fraction, len(prior.alphas_cumprod), schedule.min_timestep, schedule.max_timestep, jitter
-            )
-            rendered, seen = sizes[step]
-            haziness = scene.alpha_penalty * fraction * (seen / rendered) ** 2 / schedule.views
-            with clock("predict"):
-                inputs, acting = distill.inputs(seen_from, timesteps, step)
-            inputs |= {
-                "viewmats": cameras.viewmats,
-                "azimuth": cameras.azimuth,
-                "elevation": cameras.elevation,
-                "backgrounds": backgrounds,
-                "haziness": torch.tensor(haziness),
-                "rate_scale": rate_scales_at(fraction, scene),
-                "step": torch.tensor([step]),
-            }
+            key = (now.rendered, now.seen, now.acting)
             rewards_before, done = distill.baseline.window.clone(), False
-            key = (rendered, seen, acting)
 
             while not done:  # once; on a GPU again where the tile lists had too little room
-                numbers = read(
-                    graphs(key, partial(advance, rendered=rendered, seen=seen, acting=acting), inputs)
-                )
+                launched = graphs(key, partial(advance, *key), now.inputs)
+                if following is None and step < schedule.steps:
+                    following = prepare(step + 1)  # while the device works
+                numbers = read(launched)
                 done = not capacity.overflowed  # where it has, nothing was updated
                 if not done:
                     distill.baseline.window.copy_(rewards_before)
@@ -288,13 +311,15 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 if scene.densify_every and step % scene.densify_every == 0 and fraction < SETTLED:
                     haze = outside_hull(gaussians) if fraction > scene.carve_from else None
                     if densifies:
-                        gaussians = densified(gaussians, screen, generator, scene, haze)
-                        screen = ScreenGradients(len(gaussians), device)
-                        graphs.forget()  # they know the old ones
+                        if gaussians.become(densified(gaussians, screen, now.generator, scene, haze)):
+                            screen.forget()
+                        else:
+                            screen = ScreenGradients(gaussians.rows, device)
+                            graphs.forget()  # they know the old memory
                     else:
-                        relocate(gaussians, generator, scene.dead_opacity, also_dead=haze)
+                        relocate(gaussians, now.generator, scene.dead_opacity, also_dead=haze)
 
-            progress = {"step": step, "steps": schedule.steps, "timestep": int(timesteps.float().mean())}
+            progress = {"step": step, "steps": schedule.steps, "timestep": now.timestep}
             rows.append(progress | numbers | {"gaussians": len(gaussians)})
             lost = 0 if math.isfinite(numbers["loss"]) else lost + 1
             if lost == LOST_STEPS:

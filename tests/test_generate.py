@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import types
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ddpo3d_fast import config as settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.generate import export, first_cloud, generate, learning_rates, read
+from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS
@@ -29,6 +31,7 @@ from ddpo3d_fast.schedule import (
     timestep_at,
 )
 
+generate_module = import_module("ddpo3d_fast.generate")
 FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.jsonl", "checkpoint.pt"}
 
 
@@ -265,12 +268,30 @@ def test_screen_gradients_are_those_of_all_views_each_of_its_own_loss(tmp_path, 
     monkeypatch.setattr(ScreenGradients, "add", added)
     run(small(tmp_path / "three", steps=1, views=3, render_scales=(2.0,)))
     (gradient, visible, size), (whole,) = counted[0], moved
-    assert gradient.shape == (3, 300, 2)
+    assert gradient.shape == (3, 512, 2)  # 300 and room for more
     assert torch.equal(gradient, 3 * whole)  # the step's loss is the mean of the views'
     assert all(view.any() for view in gradient)
-    assert visible.shape == (3, 300)
+    assert visible.shape == (3, 512)
     assert visible.any(1).all()
     assert size == 128
+
+
+def test_a_step_is_drawn_before_the_one_ahead_of_it_is_read(tmp_path, monkeypatch):
+    """So that a GPU does not wait for the host between two steps."""
+    happened, inputs = [], ScoreDistillation.inputs
+
+    def drawn(self, cameras, timesteps, step):
+        happened.append(f"draw {step}")
+        return inputs(self, cameras, timesteps, step)
+
+    def was_read(metrics):
+        happened.append("read")
+        return read(metrics)
+
+    monkeypatch.setattr(ScoreDistillation, "inputs", drawn)
+    monkeypatch.setattr(generate_module, "read", was_read)
+    run(small(tmp_path / "three", steps=3))
+    assert happened == ["draw 1", "draw 2", "read", "draw 3", "read", "read"]
 
 
 def test_the_first_cloud_is_the_one_asked_for():

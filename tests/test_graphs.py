@@ -5,7 +5,7 @@ import torch
 
 from ddpo3d_fast import graphs
 from ddpo3d_fast.errors import FallbackWarning
-from ddpo3d_fast.graphs import StepGraphs
+from ddpo3d_fast.graphs import Staging, StepGraphs
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def test_the_first_call_is_an_ordinary_one_the_second_is_captured_and_all_give_t
     assert results == [2, 4, 6, 8]
 
 
-def test_every_key_has_its_graph_until_all_are_forgotten(captured):
+def test_every_key_has_its_graph_until_all_are_forgotten_and_captured_anew_by_the_next_call(captured):
     steps = StepGraphs(CPU)
     for _ in range(3):
         steps("one", double, number(1))
@@ -54,8 +54,8 @@ def test_every_key_has_its_graph_until_all_are_forgotten(captured):
     assert len(captured) == 2
     steps.forget()
     assert float(steps("one", double, number(5))["twice"]) == 10
-    assert len(captured) == 2
-    steps("one", double, number(6))
+    assert len(captured) == 3  # the key has run: no ordinary call is needed again
+    assert float(steps("one", double, number(6))["twice"]) == 12
     assert len(captured) == 3
 
 
@@ -72,6 +72,7 @@ def test_graphs_share_a_pool_and_never_one_whose_graphs_are_gone(monkeypatch):
 
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object, raising=False)
+    monkeypatch.setattr(graphs, "Staging", lambda like, device: Staging(like, CPU))
     steps = StepGraphs(Device())
     for _ in range(2):
         for key in ("one", "other"):
@@ -105,3 +106,26 @@ def test_what_cannot_be_captured_runs_on_with_one_warning_that_says_why(monkeypa
         results = [float(steps("key", double, number(value))["twice"]) for value in (2, 3, 4)]
     assert results == [4, 6, 8]
     assert len(warned) == 1
+
+
+def test_staged_tensors_of_all_kinds_arrive_in_one_place_that_stays():
+    def values(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "number": torch.tensor(0.5 + seed),
+            "step": torch.tensor([2**40 + seed]),
+            "views": torch.randn(3, 4, 4, generator=generator),
+            "odd": torch.randint(256, (5,), generator=generator, dtype=torch.uint8),
+            "transposed": torch.randn(2, 3, generator=generator).T,
+            "none": torch.zeros(0, 3),
+        }
+
+    staging = Staging(values(0), CPU)
+    places = {name: tensor.data_ptr() for name, tensor in staging.tensors.items()}
+    for seed in (0, 1):
+        staging.fill(values(seed))
+        for name, expected in values(seed).items():
+            assert torch.equal(staging.tensors[name], expected)
+            assert staging.tensors[name].dtype == expected.dtype
+    assert places == {name: tensor.data_ptr() for name, tensor in staging.tensors.items()}
+    assert len({tensor.untyped_storage().data_ptr() for tensor in staging.tensors.values()}) == 1

@@ -30,7 +30,6 @@ from ddpo3d_fast.priors import Prior
 from ddpo3d_fast.rewards import Reward
 
 NOISE_STREAM, ACTION_STREAM = 0, 1  # of Philox, beside the step's offset
-_CONDITION = "condition."  # before the names of the prior's conditions
 DDIM_STRIDE = 0.1  # of the training timesteps, from a noisy view to the DDIM policy's action
 Timer = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -72,10 +71,10 @@ class ScoreDistillation:
         )
 
     def inputs(self, cameras: Tensor, timesteps: Tensor, step: int) -> tuple[dict[str, Tensor], bool]:
-        """What a step's guidance reads besides the pictures, and whether the policy acts in it.
+        """What a step's guidance reads besides the pictures, on the CPU, and whether the policy acts in it.
 
         Args:
-            cameras: [V, 3] azimuth and elevation in radians, grey level of the background; on the CPU.
+            cameras: [V, 3] azimuth and elevation in radians, grey level of the background.
             timesteps: [V] int64, on the CPU: whether the policy acts at them is decided without a wait.
             step: counts the steps; the noise is a function of the seed and this number.
         """
@@ -83,6 +82,7 @@ class ScoreDistillation:
             timesteps / len(self.prior.alphas_cumprod), self.policy.policy_max_timestep
         )
         inputs = {
+            "seen_from": cameras,
             "timesteps": timesteps,
             "strength": strength,
             "stream_offset": torch.tensor([2 * step]),  # a stream for the noise, one for the action
@@ -90,8 +90,6 @@ class ScoreDistillation:
         if self.policy.shuffle_advantages:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             inputs["lots"] = torch.rand(len(timesteps), self.noises, generator=generator)
-        conditions = self.prior.conditions(self.prompt, cameras)
-        inputs |= {_CONDITION + name: tensor for name, tensor in conditions.items()}
         return inputs, bool((strength > 0).any())
 
     def __call__(self, pictures: Tensor, inputs: dict[str, Tensor], acting: bool) -> Guided:
@@ -103,11 +101,8 @@ class ScoreDistillation:
         """
         prior, actions = self.prior, self.noises
         timesteps, strength = inputs["timesteps"], inputs["strength"]
-        conditions = {
-            name.removeprefix(_CONDITION): tensor
-            for name, tensor in inputs.items()
-            if name.startswith(_CONDITION)
-        }
+        with self.timer("predict"):
+            conditions = prior.conditions(self.prompt, inputs["seen_from"])
         latents, pull_back = prior.codec.encode_with_vjp(pictures)
         levels = prior.alphas_cumprod[timesteps]
         if self.policy.policy == "ddim" and acting:

@@ -47,7 +47,7 @@ class Prior(Protocol):
         """The prompt seen from V cameras: inputs of the UNet, each [G, V, ...], for the prompt and for what
         it is held against; G = 2, or 3.
 
-        `cameras` float32 [V, 3], on the CPU: azimuth and elevation in radians, azimuth 0 being the front;
+        `cameras` float32 [V, 3], on the device: azimuth and elevation in radians, azimuth 0 being the front;
         grey level of the background in [0, 1].
         """
 

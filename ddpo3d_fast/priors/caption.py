@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +12,17 @@ VIEW_WORDS = ("front", "side", "back", "overhead")
 OVERHEAD_ELEVATION = math.radians(58)
 
 
-def view_word(azimuth: float, elevation: float) -> str:
-    """DreamFusion's view words: overhead above 58 degrees, front or back within 45 of it, else side."""
-    if elevation > OVERHEAD_ELEVATION:
-        return "overhead"
-    from_front = abs((azimuth + math.pi) % (2 * math.pi) - math.pi)
-    return "front" if from_front < math.pi / 4 else "back" if from_front > 3 * math.pi / 4 else "side"
+def view_indices(cameras: Tensor) -> Tensor:
+    """[V] int64, which of VIEW_WORDS says how each camera sees the object: overhead above 58 degrees, front
+    or back within 45 of it, else side.
+
+    After DreamFusion (arXiv 2209.14988, section 3.2). `cameras` [V, 2 or more]: azimuth and elevation in
+    radians first, any number of turns.
+    """
+    azimuth, elevation = cameras[:, 0].double(), cameras[:, 1].double()
+    from_front = (torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi).abs()
+    around = 1 - (from_front < math.pi / 4).long() + (from_front > 3 * math.pi / 4).long()
+    return torch.where(elevation > OVERHEAD_ELEVATION, 3, around)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,3 @@ class CaptionEncoder(nn.Module):
         """Words [count, 4] of the empty prompt."""
         v = self.vocabulary
         return torch.tensor([[len(v.objects), len(v.colors), len(v.colors), len(v.views)]]).repeat(count, 1)
-
-
-def views_of(cameras: np.ndarray) -> np.ndarray:
-    """Index in VIEW_WORDS of each camera [M, 2] (azimuth, elevation in radians)."""
-    return np.array([VIEW_WORDS.index(view_word(float(a), float(e))) for a, e in cameras])

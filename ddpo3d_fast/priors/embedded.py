@@ -29,7 +29,7 @@ from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 from ddpo3d_fast.priors.autoencoder import Call
 from ddpo3d_fast.priors.base import Codec
-from ddpo3d_fast.priors.caption import CaptionEncoder, Vocabulary, view_word
+from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder, Vocabulary, view_indices
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt
 
@@ -39,10 +39,10 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What conditions a run: the wanted caption, and what it is held against (None: the empty caption)."""
+    """What conditions a run: the wanted caption, then what it is held against, G captions in all."""
 
-    positive: Caption
-    against: tuple[Caption | None, ...]
+    words: Tensor  # int64 [G, 4, 4] on the prior's device: of each caption, seen each way (VIEW_WORDS)
+    known: tuple[bool, ...]  # G: whether the caption knows the camera; the empty one does not
 
 
 class EmbeddedPrior:
@@ -95,32 +95,29 @@ class EmbeddedPrior:
 
         Raises InputError for one that names what the prior does not know.
         """
-        wanted = parse_prompt(text, self.vocabulary, "--prompt")
+        captions: list[Caption | None] = [parse_prompt(text, self.vocabulary, "--prompt")]
         if not negative.strip():
             if three:
                 raise InputError("--negative-prompt: expected what to stay away from, got nothing")
-            return Prompt(wanted, (None,))
-        away = parse_prompt(negative, self.vocabulary, "--negative-prompt")
-        return Prompt(wanted, (None, away) if three else (away,))
+            captions += [None]
+        else:
+            away = parse_prompt(negative, self.vocabulary, "--negative-prompt")
+            captions += [None, away] if three else [away]
+        words = torch.stack([self._words(caption) for caption in captions]).to(self.device)
+        return Prompt(words, tuple(caption is not None for caption in captions))
 
     def conditions(self, prompt: Prompt, cameras: Tensor) -> dict[str, Tensor]:
         """The prompt seen from V cameras, as the UNet's conditional inputs.
 
         Each is [G, V, ...]: first for the prompt, then for each of what it is held against.
-        `cameras` float32 [V, 3], on the CPU, where their view words are looked up: azimuth and elevation in
-        radians, grey level of the background in [0, 1].
+        `cameras` float32 [V, 3], on the prior's device: azimuth and elevation in radians, grey level of the
+        background in [0, 1].
         """
-        count = len(cameras)
-        views = [self.vocabulary.views.index(view_word(a, e)) for a, e, _ in cameras.tolist()]
-        cameras = cameras.to(self.device, non_blocking=True)
-        known = torch.ones(count, 1, device=self.device)
-        encoded = [self._encoder(self._words(prompt.positive, views), cameras, known)]
-        for caption in prompt.against:
-            if caption is None:
-                nothing = self._encoder.nothing(count).to(self.device, non_blocking=True)
-                encoded.append(self._encoder(nothing, cameras, torch.zeros_like(known)))
-            else:
-                encoded.append(self._encoder(self._words(caption, views), cameras, known))
+        views = view_indices(cameras)
+        encoded = [
+            self._encoder(words[views], cameras, cameras.new_full((len(cameras), 1), float(known)))
+            for words, known in zip(prompt.words, prompt.known, strict=True)
+        ]
         return {name: torch.stack([each[name] for each in encoded]) for name in encoded[0]}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -136,14 +133,17 @@ class EmbeddedPrior:
         )
         return outputs["prediction"].chunk(groups)
 
-    def _words(self, caption: Caption, views: list[int]) -> Tensor:
+    def _words(self, caption: Caption | None) -> Tensor:
+        """[4, 4], the words of a caption seen each way; None: of the empty one, which says no view either."""
+        if caption is None:
+            return self._encoder.nothing(len(VIEW_WORDS))
         objects, colors = self.vocabulary.objects, self.vocabulary.colors
-        thing = objects.index(caption.object)
         first, second = (
-            len(colors) if c is None else colors.index(c) for c in (caption.color, caption.second_color)
+            len(colors) if color is None else colors.index(color)
+            for color in (caption.color, caption.second_color)
         )
-        words = torch.tensor([[thing, first, second, view] for view in views])
-        return words.to(self.device, non_blocking=True)
+        said = [objects.index(caption.object), first, second]
+        return torch.tensor([[*said, self.vocabulary.views.index(word)] for word in VIEW_WORDS])
 
 
 class _Unet(nn.Module):

@@ -171,10 +171,10 @@ class StableDiffusionPrior:
 
         G = 2: the prompt, then nothing or the negative prompt. G = 3: the prompt, nothing, the negative
         prompt.
-        `cameras` float32 [V, 3], on the CPU: azimuth and elevation in radians, grey level of the background
-        (which no word says).
+        `cameras` float32 [V, 3], on the prior's device: azimuth and elevation in radians, grey level of the
+        background (which no word says).
         """
-        weights = view_weights(cameras, self.interpolate_views).to(self.device, non_blocking=True)
+        weights = view_weights(cameras, self.interpolate_views)
         return {
             name: torch.cat(
                 [

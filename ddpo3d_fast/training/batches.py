@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.priors.caption import VIEW_WORDS, Vocabulary, views_of
+from ddpo3d_fast.priors.caption import VIEW_WORDS, Vocabulary, view_indices
 from ddpo3d_fast.training.objects import CLASS_NAMES, CLASSES, COLOR_NAMES, COLORS, material_colors
 from ddpo3d_fast.training.render import colorize
 
@@ -29,7 +29,7 @@ class Batches:
 
     def __init__(self, masks: Tensor, classes: Tensor, cameras: Tensor, seed: int, device: torch.device):
         self.masks, self.classes, self.cameras = masks.to(device), classes.to(device), cameras.to(device)
-        self.views = torch.from_numpy(views_of(cameras.numpy())).to(device)
+        self.views = view_indices(cameras).to(device)
         self.palette = torch.tensor([COLORS[c] for c in COLOR_NAMES], device=device)
         self.defaults = torch.stack([torch.from_numpy(material_colors(c)) for c in CLASS_NAMES]).to(device)
         self.has_second = torch.tensor([bool(CLASSES[c].details) for c in CLASS_NAMES], device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.priors.caption import VIEW_WORDS, views_of
+from ddpo3d_fast.priors.caption import VIEW_WORDS, view_indices
 from ddpo3d_fast.training.dataset import load_shards
 from ddpo3d_fast.training.objects import (
     CLASS_NAMES,
@@ -65,7 +65,7 @@ class ViewSource:
     def __init__(self, masks: Tensor, classes: Tensor, cameras: Tensor, seed: int) -> None:
         """masks uint8 [M, 5, H, W], classes int64 [M], cameras float32 [M, 2], as from `load_shards`."""
         self.masks, self.classes = masks, classes
-        self.words = torch.from_numpy(views_of(cameras.numpy()))
+        self.words = view_indices(cameras)
         self.palette = torch.tensor([COLORS[c] for c in COLOR_NAMES])
         self.defaults = torch.stack([torch.from_numpy(material_colors(c)) for c in CLASS_NAMES])
         self.default_index = torch.tensor([COLOR_NAMES.index(CLASSES[c].default_color) for c in CLASS_NAMES])

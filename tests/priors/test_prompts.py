@@ -3,9 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.caption import Vocabulary, view_word
+from ddpo3d_fast.priors.caption import VIEW_WORDS, Vocabulary, view_indices
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 
@@ -81,4 +82,5 @@ def test_two_objects_or_three_colors_are_refused():
      ((0, 59), "overhead"), ((180, 80), "overhead")],
 )  # fmt: skip
 def test_view_words_are_dreamfusions(degrees, word):
-    assert view_word(*map(math.radians, degrees)) == word
+    camera = torch.tensor([[*map(math.radians, degrees), 1.0]])
+    assert VIEW_WORDS[int(view_indices(camera))] == word

@@ -156,17 +156,29 @@ def test_replayed_steps_make_the_scene_of_ordinary_ones(
     assert same(got, expected)
 
 
-def test_steps_are_captured_again_once_the_gaussians_have_become_more(
+@pytest.mark.parametrize(
+    ("most", "expected_calls"),
+    [
+        # Captured are step 2 and, after a round behind step 3 for which there was no memory, step 4.
+        (400, (2, 3)),
+        # 128 rows are there from the start: captured is step 2.
+        (128, (1, 4)),
+    ],
+)
+def test_steps_are_captured_again_only_where_more_gaussians_need_new_memory(
     run: Run,  # noqa: F811
     recording: Recording,
     monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    expected_calls: tuple[int, int],
 ) -> None:
     growing = {"steps": 6, "render_scales": (1.0,), "densify_every": 3, "densify_gradient": 1e-3}
+    growing["max_gaussians"] = most
     expected = run("plain", False, "noise", **growing)
     monkeypatch.setattr(generate, "StepGraphs", Always)
     got = run("graph", False, "noise", **growing)
-    assert (recording.captures, recording.replays) == (2, 2)  # captured are steps 2 and 5, replayed 3 and 6
-    assert len(got["means"]) > 100
+    assert (recording.captures, recording.replays) == expected_calls
+    assert 100 < len(got["means"]) <= most
     assert same(got, expected)
 
 
