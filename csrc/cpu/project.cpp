@@ -23,9 +23,11 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
       out.first_entry = uint32_t(hits.size());
       out.num_entries = 0;
       radii[c * N + n] = 0;
+      if (!may_show(params, n))
+        continue;
       const Vec3<double> mean = load_mean(params, n);
       const double z = dot(camera.rotation.row[2], mean) + camera.translation.z;
-      if (!sees_depth(params, camera, z) || !(load_opacity(params, n) > kAlphaCut) || !is_usable(params, n))
+      if (!sees_depth(params, camera, z) || !is_usable(params, n))
         continue;
       const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
       const Footprint<double> &f = view.footprint;

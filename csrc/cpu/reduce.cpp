@@ -112,11 +112,8 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
       }
       store(gradients.means, n, {v_mean.x, v_mean.y, v_mean.z});
       store(gradients.quats, n, {v_quat.w, v_quat.x, v_quat.y, v_quat.z});
-      const Vec3<double> scale = load_scale(params, n);
-      store(gradients.scales, n,
-            {scale_vjp(params, scale.x, v_scale.x, penalties.scale),
-             scale_vjp(params, scale.y, v_scale.y, penalties.scale),
-             scale_vjp(params, scale.z, v_scale.z, penalties.scale)});
+      v_scale = scales_vjp(params, n, v_scale, penalties.scale);
+      store(gradients.scales, n, {v_scale.x, v_scale.y, v_scale.z});
       store(gradients.opacities, n, {opacity_vjp(params, n, v_opacity, penalties.opacity)});
       if (gradients.colors) {
         const int64_t used = colors_used(params);

@@ -140,10 +140,10 @@ __global__ void __launch_bounds__(kGradientThreads)
     gradients.quats[4 * n + 3] = float(v_quat.z);
   }
   if (gradients.scales) {
-    const Vec3<double> scale = load_scale(params, n);
-    gradients.scales[3 * n] = float(scale_vjp(params, scale.x, v_scale.x, penalties.scale));
-    gradients.scales[3 * n + 1] = float(scale_vjp(params, scale.y, v_scale.y, penalties.scale));
-    gradients.scales[3 * n + 2] = float(scale_vjp(params, scale.z, v_scale.z, penalties.scale));
+    v_scale = scales_vjp(params, n, v_scale, penalties.scale);
+    gradients.scales[3 * n] = float(v_scale.x);
+    gradients.scales[3 * n + 1] = float(v_scale.y);
+    gradients.scales[3 * n + 2] = float(v_scale.z);
   }
   if (gradients.opacities)
     gradients.opacities[n] = float(opacity_vjp(params, n, v_opacity, penalties.opacity));

@@ -27,10 +27,12 @@ __device__ uint32_t project_one(const RasterizeParams &params, const DeviceState
                                 int64_t index) {
   const int64_t c = index / params.num_gaussians, n = index % params.num_gaussians;
   radii[index] = 0;
+  if (!may_show(params, n))
+    return 0;
   const Camera<double> camera = load_camera(params, c);
   const Vec3<double> mean = load_mean(params, n);
   const double z = dot(camera.rotation.row[2], mean) + camera.translation.z;
-  if (!sees_depth(params, camera, z) || !(load_opacity(params, n) > kAlphaCut) || !is_usable(params, n))
+  if (!sees_depth(params, camera, z) || !is_usable(params, n))
     return 0;
   const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
   const Footprint<double> &f = view.footprint;

@@ -37,28 +37,53 @@ DDPO3D_HD Vec3<double> load_mean(const RasterizeParams &params, int64_t n) {
   return {m[0], m[1], m[2]};
 }
 
+constexpr double kLogitCut = -5.537334267018537; // the logit of kAlphaCut, -ln 254
+constexpr double kLogitZero = -104.0;            // below it an opacity is 0 in single precision
+
+// Whether the opacity alone lets Gaussian n be seen. Asked first: rows of no opacity, which only fill up an
+// array, then cost no more than this number.
+DDPO3D_HD bool may_show(const RasterizeParams &params, int64_t n) {
+  return params.opacities[n] > (params.activated ? kAlphaCut : kLogitCut);
+}
+
+// Whether Gaussian n has no opacity at all. It has no part in the penalties then.
+DDPO3D_HD bool is_absent(const RasterizeParams &params, int64_t n) {
+  return !(params.opacities[n] > (params.activated ? 0.0 : kLogitZero));
+}
+
 DDPO3D_HD double load_opacity(const RasterizeParams &params, int64_t n) {
   const double o = params.opacities[n];
   return params.activated ? o : 1.0 / (1.0 + std::exp(-o));
-}
-
-// From the gradient of the loss without its penalty to that of the number that was given; nothing for a
-// number that is not finite.
-DDPO3D_HD double opacity_vjp(const RasterizeParams &params, int64_t n, double v_opacity, float penalty) {
-  const double opacity = load_opacity(params, n);
-  const double v = (v_opacity + penalty) * (params.activated ? 1.0 : opacity * (1.0 - opacity));
-  return is_finite(v) ? v : 0.0;
-}
-
-DDPO3D_HD double scale_vjp(const RasterizeParams &params, double scale, double v_scale, float penalty) {
-  const double v = (v_scale + penalty) * (params.activated ? 1.0 : scale);
-  return is_finite(v) ? v : 0.0;
 }
 
 DDPO3D_HD Vec3<double> load_scale(const RasterizeParams &params, int64_t n) {
   const float *s = params.scales + 3 * n;
   const Vec3<double> scale = {s[0], s[1], s[2]};
   return params.activated ? scale : Vec3<double>{std::exp(scale.x), std::exp(scale.y), std::exp(scale.z)};
+}
+
+// From the gradient of the loss without its penalty to that of the number that was given; nothing for a
+// number that is not finite.
+DDPO3D_HD double opacity_vjp(const RasterizeParams &params, int64_t n, double v_opacity, float penalty) {
+  if (is_absent(params, n))
+    return 0.0;
+  const double opacity = load_opacity(params, n);
+  const double v = (v_opacity + penalty) * (params.activated ? 1.0 : opacity * (1.0 - opacity));
+  return is_finite(v) && is_finite(opacity) ? v : 0.0;
+}
+
+DDPO3D_HD double scale_vjp(const RasterizeParams &params, double scale, double v_scale, float penalty) {
+  const double v = (v_scale + penalty) * (params.activated ? 1.0 : scale);
+  return is_finite(v) && is_finite(scale) ? v : 0.0;
+}
+
+DDPO3D_HD Vec3<double> scales_vjp(const RasterizeParams &params, int64_t n, const Vec3<double> &v_scale,
+                                  float penalty) {
+  if (is_absent(params, n))
+    return {0.0, 0.0, 0.0};
+  const Vec3<double> scale = load_scale(params, n);
+  return {scale_vjp(params, scale.x, v_scale.x, penalty), scale_vjp(params, scale.y, v_scale.y, penalty),
+          scale_vjp(params, scale.z, v_scale.z, penalty)};
 }
 
 struct GaussianShape {

@@ -140,6 +140,10 @@ def rasterize_forward(
         activated: False: scales are logarithms of the standard deviations and opacities logits, as an
             optimiser has them; the backward pass then gives the gradients of these.
         capacity: for CUDA loops that must not wait for the device.
+
+    A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that
+    only fill up the arrays, so that their size stays, cost next to nothing and have gradients of exactly 0,
+    those of the penalties too.
     """
     means = checked("means", means, ("N", 3))
     count = means.shape[0]
