@@ -116,11 +116,22 @@ DDPO3D_HD int64_t colors_used(const RasterizeParams &params) {
   return params.sh_degree < 0 ? 3 : 3 * sh_count(params.sh_degree);
 }
 
-// Whether Gaussian n can be drawn at all: its numbers are finite, its quaternion is not zero.
+// Whether a number that is given means something: where it is a logarithm or a logit, an infinite one may be
+// the limit that it stands for.
+DDPO3D_HD bool is_usable_opacity(const RasterizeParams &params, float opacity) {
+  return params.activated ? is_finite(opacity) : opacity == opacity; // a logit of inf: 1, of -inf: 0
+}
+
+DDPO3D_HD bool is_usable_scale(const RasterizeParams &params, float scale) {
+  return is_finite(scale) || (!params.activated && scale < 0.0f); // a logarithm of -inf: no thickness
+}
+
+// Whether Gaussian n can be drawn at all: its numbers mean something, its quaternion is not zero.
 DDPO3D_HD bool is_usable(const RasterizeParams &params, int64_t n) {
-  const float *q = params.quats + 4 * n;
-  return all_finite(params.means + 3 * n, 3) && all_finite(q, 4) && all_finite(params.scales + 3 * n, 3) &&
-         is_finite(params.opacities[n]) &&
+  const float *q = params.quats + 4 * n, *s = params.scales + 3 * n;
+  return all_finite(params.means + 3 * n, 3) && all_finite(q, 4) && is_usable_scale(params, s[0]) &&
+         is_usable_scale(params, s[1]) && is_usable_scale(params, s[2]) &&
+         is_usable_opacity(params, params.opacities[n]) &&
          all_finite(params.colors + params.color_stride * n, colors_used(params)) &&
          (q[0] != 0 || q[1] != 0 || q[2] != 0 || q[3] != 0);
 }

@@ -138,7 +138,9 @@ def rasterize_forward(
 
     Arguments, results and errors as there, and two more:
         activated: False: scales are logarithms of the standard deviations and opacities logits, as an
-            optimiser has them; the backward pass then gives the gradients of these.
+            optimiser has them; the backward pass then gives the gradients of these. Infinite ones are their
+            limits, with gradients of 0: a logit of inf is opaque, one of -inf transparent, a logarithm of
+            -inf is no thickness. A logarithm of inf is no size: that Gaussian counts as absent.
         capacity: for CUDA loops that must not wait for the device.
 
     A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that

@@ -40,6 +40,11 @@ from .test_rasterizer import (  # noqa: F401  (collected here as well, and run o
     test_unused_sh_bands_are_neither_read_nor_given_a_gradient,
     truths,
 )
+from .test_rasterizer_infinite import (  # noqa: F401
+    test_a_logit_that_is_no_number_or_a_logarithm_of_no_size_is_absent,
+    test_infinite_logits_and_logarithms_give_the_bits_of_large_finite_ones,
+    test_infinite_logits_and_logarithms_match_the_oracle_of_their_limits,
+)
 from .test_rasterizer_input import (  # noqa: F401
     test_a_gaussian_that_is_not_finite_leaves_the_others_alone,
     test_images_of_no_pixels_are_empty_and_their_gradients_zero,

@@ -73,10 +73,10 @@ private:
   std::unique_ptr<Owner> owner;
 };
 
-// Renders. Gaussians with a non-finite number count as absent. Of those with an opacity of 0 nothing else is
-// read, and they have no gradient, penalties included. The inputs must outlive, unchanged, a backward
-// pass. std::length_error when the images and Gaussians make more than 2^32 tile entries, std::bad_alloc out
-// of memory.
+// Renders. Gaussians with a non-finite number count as absent, but a logit may be infinite and a logarithm
+// -inf. Of those with an opacity of 0 nothing else is read, and they have no gradient, penalties included. The
+// inputs must outlive, unchanged, a backward pass. std::length_error when the images and Gaussians make more
+// than 2^32 tile entries, std::bad_alloc out of memory.
 void rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
                            RasterizeState &state);
 
