@@ -1,6 +1,7 @@
 """Builds the extension ddpo3d_fast._C with CMake and ninja; all else about the package is in pyproject.toml.
 
-Environment: DDPO3D_CUDA=0 leaves the CUDA backend out, 1 demands it; CXX and CUDACXX name the compilers;
+Environment: DDPO3D_CUDA=0 leaves the CUDA backend out, 1 demands it, auto (the default) has it where there is
+an nvcc that works; CXX, CUDACXX and CUDAHOSTCXX name the compilers, the last nvcc's own for the host;
 DDPO3D_CUDA_ARCHS the CUDA targets ("80-real;90;120-real"); MAX_JOBS the number of compilers at a time.
 """
 
@@ -25,32 +26,27 @@ def find_nvcc() -> str | None:
     return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
 
 
-def cuda_arguments() -> list[str]:
-    """The CMake arguments for CUDA; says in one line which nvcc is used, or why none is."""
+def cuda_wish() -> tuple[str | None, bool]:
+    """The nvcc to use, or None and a line that says why; and whether a build without CUDA will not do."""
     wish = os.environ.get("DDPO3D_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"DDPO3D_CUDA: expected 0, 1 or auto, got {wish!r}")
     nvcc = find_nvcc()
-    sources = list((ROOT / "csrc" / "cuda").glob("*.cu"))
     if wish == "1" and not nvcc:
         sys.exit("DDPO3D_CUDA=1, but no nvcc was found: install the CUDA toolkit or set CUDACXX")
-    if wish == "1" and not sources:
-        sys.exit("DDPO3D_CUDA=1, but this version has no CUDA sources")
-    if wish == "0" or not nvcc or not sources:
-        reason = (
-            "DDPO3D_CUDA=0"
-            if wish == "0"
-            else "no nvcc found"
-            if not nvcc
-            else "no CUDA sources in this version"
+    if wish == "0" or not nvcc:
+        print(
+            f"ddpo3d-fast: CPU backend only ({'DDPO3D_CUDA=0' if wish == '0' else 'no nvcc found'})",
+            flush=True,
         )
-        print(f"ddpo3d-fast: CPU backend only ({reason})", flush=True)
-        return []
-    print(f"ddpo3d-fast: CPU and CUDA backends ({nvcc})", flush=True)
-    arguments = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-    if targets := os.environ.get("DDPO3D_CUDA_ARCHS"):
-        arguments.append(f"-DCMAKE_CUDA_ARCHITECTURES={targets}")
-    return arguments
+        return None, False
+    return nvcc, wish == "1"
+
+
+def complaint(said: str) -> str:
+    """One line of what CMake said when it failed."""
+    told = said.partition("CMake Error")[2].partition("\n")[2].strip()
+    return " ".join(told.partition("\n\n")[0].split())[:300]
 
 
 def find_tool(name: str) -> str | None:
@@ -79,7 +75,7 @@ class CMakeBuild(build_ext):
         except ImportError:
             sys.exit("pybind11 not found: pip install pybind11")
 
-        cuda = cuda_arguments()
+        nvcc, strict = cuda_wish()
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         generator = "Ninja" if ninja else "Unix Makefiles"
         # One folder for every kind of install, so that a second build compiles only what changed.
@@ -102,13 +98,29 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             "-DCMAKE_BUILD_TYPE=Release",
             *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
-            *cuda,
         ]
+
+        command = [cmake, str(ROOT), *arguments]
+        configured = False
+        if nvcc:
+            cuda = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+            if targets := os.environ.get("DDPO3D_CUDA_ARCHS"):
+                cuda.append(f"-DCMAKE_CUDA_ARCHITECTURES={targets}")
+            done = subprocess.run([*command, *cuda], cwd=work, capture_output=True, text=True)
+            configured, reason = done.returncode == 0, complaint(done.stderr)
+            if configured:
+                print(f"{done.stdout}ddpo3d-fast: CPU and CUDA backends ({nvcc})", flush=True)
+            elif strict:
+                sys.exit(f"DDPO3D_CUDA=1, but {nvcc} cannot be used: {reason}")
+            else:
+                print(f"ddpo3d-fast: CPU backend only ({nvcc} cannot be used: {reason})", flush=True)
+                cache.unlink()
         jobs = os.environ.get("MAX_JOBS") or str(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         )
         try:
-            subprocess.run([cmake, str(ROOT), *arguments], cwd=work, check=True)
+            if not configured:
+                subprocess.run(command, cwd=work, check=True)
             subprocess.run([cmake, "--build", str(work), "-j", jobs], check=True)
         except subprocess.CalledProcessError as error:
             sys.exit(f"building ddpo3d_fast._C failed with exit code {error.returncode}; the reason is above")

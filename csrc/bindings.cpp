@@ -1,6 +1,10 @@
 // pybind11: addresses and sizes in, nothing else. The shapes were checked in Python.
 #include <pybind11/pybind11.h>
 
+#ifdef DDPO3D_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include <cstdint>
 #include <string>
 
@@ -74,6 +78,13 @@ PYBIND11_MODULE(_C, module) {
   module.def("compiler", [] { return std::string(__VERSION__); });
 #ifdef DDPO3D_WITH_CUDA
   module.attr("with_cuda") = true;
+  module.attr("cuda_targets") = DDPO3D_CUDA_TARGETS;
+  module.attr("cuda_toolkit") = CUDART_VERSION;
+  module.def("cuda_driver", [] {
+    int version = 0; // stays 0 where there is no driver
+    cudaDriverGetVersion(&version);
+    return version;
+  });
   bind_cuda_rasterizer(module);
   bind_cuda_diffusion(module);
 #else

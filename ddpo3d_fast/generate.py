@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,11 @@ from torch import Tensor
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
 from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, torch_threads
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import RunningBaseline
-from ddpo3d_fast.info import choose_device
+from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import TileCapacity, get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
 from ddpo3d_fast.rewards import Reward, make_reward, parse_rewards
@@ -173,6 +174,9 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     # Beside the embedded models, what torch does in a step is small: its threads would only hinder those of
     # kernels and engine. Other models may be torch's to run.
     small = is_embedded(config.distillation.model) and not (config.reward.reward)
+    device, why = choose_device(validate(config).device)
+    if config.device == "auto" and device.type == "cpu" and gpu_models():
+        warnings.warn(f"running on the {why}", FallbackWarning, stacklevel=2)
     with torch_threads(1 if small else get_num_threads()):
         return _generate(config, folder, observer, resume)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -72,14 +73,52 @@ def missing_for_cuda() -> list[str]:
 
     from ddpo3d_fast.kernels import build_info
 
-    missing = []
-    if not build_info()["cuda"]:
+    build, missing = build_info(), []
+    if not build["cuda"]:
         missing.append("this build has no CUDA kernels (build again where there is an nvcc)")
     if not torch.cuda.is_available():
         missing.append(f"torch {torch.__version__} finds no CUDA device")
+    elif build["cuda"]:
+        capability, device = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+        if reason := unfit(capability, build["cuda_targets"], build["cuda_toolkit"], build["cuda_driver"]):
+            missing.append(f"this build's CUDA kernels do not run on {device}: {reason}")
     if importlib.util.find_spec("diffusers") is None:
         missing.append("diffusers is not installed (pip install 'ddpo3d-fast[generate]')")
     return missing
+
+
+def unfit(capability: tuple[int, int], targets: list[str], toolkit: int, driver: int) -> str:
+    """Why kernels that were built for `targets` do not run on a device; empty if they do.
+
+    `capability` is the device's; the rest is as in `build_info`. A driver runs machine code of any toolkit of
+    its major version, but translates PTX only of those that are not newer (CUDA's compatibility guide). Where
+    a target is none of a number, CMake's "native" or "all", the device counts as meant.
+    """
+    parsed = [re.fullmatch(r"(\d+)(\d)([af]?)(-real|-virtual)?", target) for target in targets]
+    machine_code = translated = not all(parsed)
+    for match in filter(None, parsed):
+        built, kind = (int(match[1]), int(match[2])), match[3]
+        same, newer = capability[0] == built[0], capability >= built
+        if kind:  # of one architecture alone, or of one family
+            newer = capability == built if kind == "a" else same and newer
+        machine_code |= match[4] != "-virtual" and same and newer
+        translated |= match[4] != "-real" and newer
+    needed = toolkit // 1000 * 1000 if machine_code else toolkit
+    number = ".".join(map(str, capability))
+    if not (machine_code or translated):
+        built_for = f"it has compute capability {number}, they were built for {', '.join(targets)}"
+        return f"{built_for} (DDPO3D_CUDA_ARCHS={number.replace('.', '')} builds for it)"
+    if driver < needed:
+        return (
+            f"its driver is for CUDA up to {_cuda_version(driver)}, they were built with "
+            f"{_cuda_version(toolkit)} (update the driver, or build with an older nvcc)"
+        )
+    return ""
+
+
+def _cuda_version(number: int) -> str:
+    """13000 as people write it."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def machine() -> str:
@@ -108,6 +147,7 @@ def report() -> dict[str, Any]:
             "cores": cores(),
             "simd": build["simd"],
             "cuda_build": build["cuda"],
+            "cuda_targets": build.get("cuda_targets", []),
             "cuda_devices": gpu_models(),
         },
         "runtimes": {name: _version(name) for name in PACKAGES},
@@ -127,7 +167,8 @@ def describe(facts: dict[str, Any]) -> str:
     hardware, models, used = facts["hardware"], facts["models"], facts["used"]
     lines = [f"ddpo3d-fast {facts['version']}, Python {facts['python']}", "", "hardware"]
     lines.append(f"  CPU       {hardware['cpu']}, {hardware['cores']} cores, {hardware['simd']} kernels")
-    build = "CUDA kernels built" if hardware["cuda_build"] else "built without CUDA kernels"
+    targets = ", ".join(hardware["cuda_targets"])
+    build = f"CUDA kernels built for {targets}" if targets else "built without CUDA kernels"
     lines.append(f"  GPU       {', '.join(hardware['cuda_devices']) or 'none that torch can use'}; {build}")
     lines += ["", "runtimes"]
     lines += [f"  {name:<17}{version or 'not installed'}" for name, version in facts["runtimes"].items()]

@@ -35,14 +35,24 @@ def build_info() -> dict[str, Any]:
     """What was built and what of it runs here.
 
     `compiler`; `cuda`: was a CUDA backend built; `simd`: the level in use, scalar, avx2 or avx512 (the
-    environment variable DDPO3D_SIMD forces one); `threads`.
+    environment variable DDPO3D_SIMD forces one); `threads`. With a CUDA backend also `cuda_targets`, the
+    architectures that it was built for, in CMake's words ("80-real", "90"); `cuda_toolkit` and `cuda_driver`,
+    the version of CUDA that it was built with and the newest that the driver here is for, 13000 being 13.0
+    and 0 no driver.
     """
-    return {
+    facts = {
         "compiler": _C.compiler(),
         "cuda": _C.with_cuda,
         "simd": _C.simd_level(),
         "threads": get_num_threads(),
     }
+    if _C.with_cuda:
+        facts |= {
+            "cuda_targets": _C.cuda_targets.split(),
+            "cuda_toolkit": _C.cuda_toolkit,
+            "cuda_driver": _C.cuda_driver(),
+        }
+    return facts
 
 
 def uses_cuda(device: torch.device, name: str = "device") -> bool:
