@@ -48,6 +48,16 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A CUDA stream for everything that is launched within; nothing for other devices.
+
+    The legacy default stream cannot be captured, and what runs there disturbs captures on other streams.
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))
+
+
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C was pressed, so that no step ends half done.

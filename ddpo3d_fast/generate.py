@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
 from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
-from ddpo3d_fast.control import Stopwatch, deferred_interrupt, torch_threads
+from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
@@ -177,7 +177,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     device, why = choose_device(validate(config).device)
     if config.device == "auto" and device.type == "cpu" and gpu_models():
         warnings.warn(f"running on the {why}", FallbackWarning, stacklevel=2)
-    with torch_threads(1 if small else get_num_threads()):
+    with torch_threads(1 if small else get_num_threads()), own_stream(device):
         return _generate(config, folder, observer, resume)
 
 

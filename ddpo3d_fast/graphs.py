@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -17,16 +18,33 @@ Tensors = dict[str, Tensor]
 Function = Callable[[Tensors], Tensors]
 
 
-def capture(function: Callable[[], Tensors], pool: Any = None) -> tuple[Callable[[], None], Tensors]:
+def capture(function: Callable[[], Tensors], pool: Any) -> tuple[Callable[[], None], Tensors]:
     """Records what `function` launches on the current CUDA device, without running it.
 
     Returns what launches it all again, and the tensors that then hold the results. Graphs of one `pool`
-    (`torch.cuda.graph_pool_handle`) use the same memory; None: one of the graph's own.
+    (`torch.cuda.graph_pool_handle`) use the same memory. Where it fails, the current stream is what it was
+    and memory is allocated as before.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        outputs = function()
+    stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = function()
+    except BaseException:
+        torch.cuda.set_stream(stream)  # where the capture's end fails, torch stays on its own
+        _end_allocation(stream.device_index, pool)
+        raise
     return graph.replay, outputs
+
+
+def _end_allocation(device: int, pool: Any) -> None:
+    """Tells torch's allocator that a failed capture is over, as its own end does from torch 2.12 on
+    (pytorch#180395): until then it frees nothing, and `torch.cuda.empty_cache` raises."""
+    # Its name since torch 2.8, and before. From 2.12 on there is nothing to end, and it says so.
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        if end := getattr(torch._C, name, None):
+            with contextlib.suppress(RuntimeError):
+                end(device, pool)
+            return
 
 
 class Staging:
@@ -104,8 +122,11 @@ class StepGraphs:
             except RuntimeError as error:
                 self.enabled = False
                 self.forget()  # their memory may be what lacks
+                reason: Exception = error
+                while isinstance(reason.__context__, Exception):  # the others arose in clearing up after it
+                    reason = reason.__context__
                 warnings.warn(
-                    f"the step cannot be captured as a CUDA graph ({first_line(error)}); running without",
+                    f"the step cannot be captured as a CUDA graph ({first_line(reason)}); running without",
                     FallbackWarning,
                     stacklevel=2,
                 )

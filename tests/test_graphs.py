@@ -1,9 +1,13 @@
 """Steps that are captured once and replayed, by a capture that stands for CUDA's."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ddpo3d_fast import graphs
+from ddpo3d_fast.control import own_stream
 from ddpo3d_fast.errors import FallbackWarning
 from ddpo3d_fast.graphs import Staging, StepGraphs
 
@@ -129,3 +133,136 @@ def test_staged_tensors_of_all_kinds_arrive_in_one_place_that_stays():
             assert staging.tensors[name].dtype == expected.dtype
     assert places == {name: tensor.data_ptr() for name, tensor in staging.tensors.items()}
     assert len({tensor.untyped_storage().data_ptr() for tensor in staging.tensors.values()}) == 1
+
+
+# ---- A capture that fails, by classes that stand for torch's, which fail as they do
+
+
+class Cuda:
+    """torch.cuda with its streams, and its allocator's list of captures that are under way."""
+
+    def __init__(self, monkeypatch, ends_allocation, name="_cuda_endAllocateToPool"):
+        self.stream = SimpleNamespace(device_index=0)
+        self.underway, self.ends_allocation = [], ends_allocation
+        fakes = {
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self.graph,
+            "graph_pool_handle": object,
+            "current_stream": lambda: self.stream,
+            "set_stream": lambda stream: setattr(self, "stream", stream),
+        }
+        for fake, function in fakes.items():
+            monkeypatch.setattr(torch.cuda, fake, function)
+        for known in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+            monkeypatch.delattr(torch._C, known, raising=False)
+        monkeypatch.setattr(torch._C, name, self.end_allocation, raising=False)
+
+    def end_allocation(self, device, pool):
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool):
+        before, self.stream = self.stream, SimpleNamespace(device_index=0)
+        self.underway.append(pool)
+        failure = None
+        try:
+            yield
+        except RuntimeError as error:
+            failure = error
+        if failure is None:
+            self.underway.remove(pool)
+            self.stream = before
+            return
+        # The function's error has made the capture invalid: its end fails, too, and what follows is left out.
+        if self.ends_allocation:
+            self.underway.remove(pool)
+        try:
+            raise failure
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("ends_allocation", "name"),
+    [
+        (True, "_cuda_endAllocateToPool"),  # torch 2.12 and newer
+        (False, "_cuda_endAllocateToPool"),
+        (False, "_cuda_endAllocateCurrentStreamToPool"),  # before torch 2.8
+    ],
+)
+def test_a_capture_that_fails_leaves_stream_and_allocator_as_they_were_and_says_what_failed_first(
+    monkeypatch, ends_allocation, name
+):
+    cuda = Cuda(monkeypatch, ends_allocation, name)
+    before, streams = cuda.stream, []
+
+    def waits_when_captured(tensors):
+        streams.append(cuda.stream)
+        if cuda.stream is not before:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return double(tensors)
+
+    steps = StepGraphs(CPU)
+    steps("key", waits_when_captured, number(1))
+    with pytest.warns(FallbackWarning, match=r"\(operation not permitted when stream is capturing\)"):
+        assert float(steps("key", waits_when_captured, number(2))["twice"]) == 4
+    assert float(steps("key", waits_when_captured, number(3))["twice"]) == 6
+    assert cuda.stream is before
+    assert [stream is before for stream in streams] == [True, False, True, True]
+    assert not cuda.underway
+
+
+def test_a_capture_that_succeeds_ends_its_own_allocation(monkeypatch):
+    cuda = Cuda(monkeypatch, ends_allocation=True)
+    before = cuda.stream
+    graphs.capture(lambda: {}, object())
+    assert (cuda.stream, cuda.underway) == (before, [])
+
+
+def test_a_run_on_a_gpu_has_a_stream_of_its_own(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream of {device}")
+
+    @contextlib.contextmanager
+    def stream(stream):
+        entered.append(stream)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    for device in ("cpu", "meta", "cuda"):
+        with own_stream(torch.device(device)):
+            pass
+    assert entered == ["stream of cuda"]
+
+
+# ---- On a GPU
+
+
+@pytest.fixture
+def on_gpu():
+    with own_stream(torch.device("cuda")):
+        yield torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_after_a_capture_that_failed_on_a_gpu_others_succeed_and_memory_is_freed(on_gpu):
+    before, scratch = torch.cuda.current_stream(), []
+
+    def waits(tensors):
+        scratch.append(tensors["number"].expand(1 << 20).clone())
+        return {"twice": double(tensors)["twice"] + 0 * tensors["number"].item()}
+
+    steps = StepGraphs(on_gpu)
+    steps("key", waits, number(1))
+    with pytest.warns(FallbackWarning, match=r"cannot be captured .*\(.*captur"):
+        assert steps("key", waits, number(2))["twice"].item() == 4
+    assert torch.cuda.current_stream() == before
+    scratch.clear()
+    torch.cuda.empty_cache()  # raises where the allocator takes the capture for unfinished
+    others = StepGraphs(on_gpu)
+    results = [others("key", double, number(value))["twice"].item() for value in (1, 2, 3)]
+    assert results == [2, 4, 6]
+    assert others.enabled
