@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
+from operator import index
 from typing import Any
 
 import torch
@@ -21,9 +23,7 @@ def set_num_threads(count: int) -> None:
 
     No result depends on it. Raises ValueError for a count outside 1 to 1024.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"count: expected an int, got {type(count).__name__}")
-    _C.set_num_threads(min(max(count, 0), 2**30))
+    _C.set_num_threads(min(max(integer("count", count), 0), 2**30))
 
 
 def get_num_threads() -> int:
@@ -89,6 +89,26 @@ def wait(device: torch.device) -> None:
     """Waits until the current CUDA stream has run dry; nothing for the CPU."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def integer(name: str, value: object, expected: str = "an int") -> int:
+    """`value` as an int, if it is one or, as numpy's integers, stands for one.
+
+    TypeError, about `name`, if not; also for a bool, and for a tensor, which could be a wait for a device.
+    """
+    if not isinstance(value, bool | Tensor):
+        try:
+            return index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def number(name: str, value: object) -> float:
+    """`value` as a float, if it is a real number, numpy's among them. TypeError, about `name`, if not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    return float(value)
 
 
 def checked(name: str, tensor: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from ._backend import address
+from ._backend import address, integer
 from ._launch import device_number, launch, same_device
 
 
@@ -109,8 +109,8 @@ def _update(
     rate_scale: Tensor | None,
     skip: Tensor | None,
 ) -> None:
-    if isinstance(step, bool) or not isinstance(step, int | Tensor):
-        raise TypeError(f"step: expected an int, got {type(step).__name__}")
+    if not isinstance(step, Tensor):
+        step = integer("step", step)
     for name, beta in (("beta1", beta1), ("beta2", beta2)):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"{name}: expected a number in [0, 1), got {beta}")

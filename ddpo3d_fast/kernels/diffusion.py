@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from . import _backend
-from ._backend import address
+from ._backend import address, integer
 from ._launch import device_number, launch, same_device
 
 PREDICTION_TYPES = {"epsilon": 0, "v_prediction": 1, "sample": 2}
@@ -67,7 +67,7 @@ def philox_normal(
     Raises:
         TypeError, ValueError: a negative size, a seed or stream out of range, a device without a backend.
     """
-    sizes = tuple(int(size) for size in shape)
+    sizes = tuple(integer("shape", size, "a sequence of ints") for size in shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape: expected sizes of 0 or more, got {sizes}")
     seed, stream = _uint64("seed", seed), _uint64("stream", stream)
@@ -550,25 +550,24 @@ def _offset_streams(
 
 
 def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {value}")
-    return value
+    count = integer(name, value)
+    if count < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {count}")
+    return count
 
 
 def _divisor(name: str, value: int, noisy: Tensor) -> int:
-    if noisy.shape[0] % _count(name, value):
-        raise ValueError(f"{name}: expected a divisor of the {noisy.shape[0]} items of noisy, got {value}")
-    return value
+    count = _count(name, value)
+    if noisy.shape[0] % count:
+        raise ValueError(f"{name}: expected a divisor of the {noisy.shape[0]} items of noisy, got {count}")
+    return count
 
 
 def _uint64(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not 0 <= value < 2**64:
-        raise ValueError(f"{name}: expected 0 <= {name} < 2**64, got {value}")
-    return value
+    word = integer(name, value)
+    if not 0 <= word < 2**64:
+        raise ValueError(f"{name}: expected 0 <= {name} < 2**64, got {word}")
+    return word
 
 
 def _dims(latents: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _backend
-from ._backend import address, checked
+from ._backend import address, checked, integer, number
 
 MAX_SIDE = 32768  # pixels
 MAX_ENTRIES = 2**32 - 1  # pairs of a tile and a Gaussian
@@ -53,8 +53,7 @@ class TileCapacity:
     """
 
     def __init__(self, entries: int = 1 << 16) -> None:
-        if isinstance(entries, bool) or not isinstance(entries, int):
-            raise TypeError(f"entries: expected an int, got {type(entries).__name__}")
+        entries = integer("entries", entries)
         if not 1 <= entries <= MAX_ENTRIES:
             raise ValueError(f"entries: expected 1 to {MAX_ENTRIES}, got {entries}")
         self.entries = entries
@@ -107,11 +106,10 @@ class RasterizeState(NamedTuple):
 
 
 def _size(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not 0 <= value <= MAX_SIDE:
-        raise ValueError(f"{name}: expected 0 to {MAX_SIDE} pixels, got {value}")
-    return value
+    size = integer(name, value)
+    if not 0 <= size <= MAX_SIDE:
+        raise ValueError(f"{name}: expected 0 to {MAX_SIDE} pixels, got {size}")
+    return size
 
 
 def rasterize_forward(
@@ -155,8 +153,7 @@ def rasterize_forward(
     if sh_degree is None:
         colors = checked("colors", colors, (count, 3), means)
     else:
-        if isinstance(sh_degree, bool) or not isinstance(sh_degree, int):
-            raise TypeError(f"sh_degree: expected None or an int, got {type(sh_degree).__name__}")
+        sh_degree = integer("sh_degree", sh_degree, "None or an int")
         if not 0 <= sh_degree <= 3:
             raise ValueError(f"sh_degree: expected 0 to 3, got {sh_degree}")
         colors = checked("colors", colors, (count, "K", 3), means)
@@ -177,9 +174,7 @@ def rasterize_forward(
         backgrounds = checked("backgrounds", backgrounds, (cameras, 3), means)
     if means2d_offsets is not None:
         means2d_offsets = checked("means2d_offsets", means2d_offsets, (cameras, count, 2), means)
-    for name, value in (("near", near), ("far", far)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    near, far = number("near", near), number("far", far)
     for name, flag in (("antialiased", antialiased), ("activated", activated)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def initial_ball(count: int, seed: int, radius: float = 0.5, opacity: float = 0.
         raise ValueError(f"radius: expected a positive length, got {radius}")
     if not 0.0 < opacity < 1.0:
         raise ValueError(f"opacity: expected a number between 0 and 1, got {opacity}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     means = radius * torch.rand(count, 1, generator=generator) ** (1 / 3) * direction
     log_scales = _neighbour_distances(means, radius).log()[:, None].repeat(1, 3)
@@ -80,7 +81,7 @@ def initial_cloud(count: int, seed: int, sh_degree: int = 0, deviation: float = 
         raise ValueError(f"sh_degree: expected 0, 1, 2 or 3, got {sh_degree}")
     if not deviation > 0.0:
         raise ValueError(f"deviation: expected a positive length, got {deviation}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     means = deviation * torch.randn(count, 3, generator=generator)
     quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
     scale = REFERENCE_SCALE * (deviation / DEVIATION) * (REFERENCE_COUNT / count) ** (1 / 3)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,16 @@ def test_zero_gradients_from_the_start_move_nothing():
     assert torch.equal(got.view(torch.int32), param.view(torch.int32))
     assert not exp_avg.any()
     assert not exp_avg_sq.any()
+
+
+@pytest.mark.parametrize("integer", [np.uint8, np.int64])
+def test_numbers_of_numpy_are_numbers(integer):
+    param, grads = problem((30, 4), steps=1)
+    expected, _, _ = run(param, grads, lr=0.5, beta1=0.5, beta2=0.75, eps=0.125)
+    tensors = param.clone(), grads[0], torch.zeros(30, 4), torch.zeros(30, 4)
+    half, rest, eps = np.float32(0.5), np.float64(0.75), np.float16(0.125)
+    adam(*tensors, integer(1), half, half, rest, eps)
+    assert torch.equal(tensors[0], expected)
 
 
 def test_a_noncontiguous_gradient_is_read_in_its_own_order():
@@ -188,6 +199,8 @@ def test_a_bad_group_is_one_line_and_no_group_is_updated(group, options, error, 
         ({"exp_avg": torch.zeros(3, 4).T}, ValueError, "exp_avg: expected a contiguous tensor"),
         ({"step": 0}, ValueError, "step: expected 1 or more, got 0"),
         ({"step": 1.0}, TypeError, "step: expected an int, got float"),
+        ({"step": True}, TypeError, "step: expected an int, got bool"),
+        ({"step": np.float32(1)}, TypeError, "step: expected an int, got float32"),
         ({"lr": -0.1}, ValueError, "lr: expected 0 or more, got -0.1"),
         ({"lr": math.nan}, ValueError, "lr: expected 0 or more, got nan"),
         ({"lr": torch.zeros(3)}, ValueError, r"lr: expected a float or shape \(4,\), got \(3,\)"),

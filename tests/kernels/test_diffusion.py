@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -572,6 +573,25 @@ CALLS = {
 }
 
 
+def test_numbers_of_numpy_are_numbers():
+    noisy, cond, uncond, alphas, _ = random_inputs(4)
+    words, actions = {"seed": 3, "stream": 7}, 2
+    of_numpy = {name: np.uint16(word) for name, word in words.items()}
+    noise = ops.philox_normal((np.int64(5), 3), **of_numpy)
+    assert torch.equal(noise, ops.philox_normal((5, 3), **words))
+    twice = alphas.repeat_interleave(2)
+    got = ops.add_noise(noisy, twice, actions=np.int32(actions), **of_numpy)
+    assert torch.equal(got, ops.add_noise(noisy, twice, actions=actions, **words))
+    got = ops.score_residual(
+        noisy, cond, uncond, alphas, alphas, np.float32(7.5), "epsilon", (np.float32(-1), np.float16(1)),
+        np.int8(3), np.int64(7), np.uint8(actions), alphas, np.int64(8),
+    )  # fmt: skip
+    expected = ops.score_residual(
+        noisy, cond, uncond, alphas, alphas, 7.5, "epsilon", (-1.0, 1.0), 3, 7, actions, alphas, 8
+    )
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("call", "argument", "value", "error", "message"),
     [
@@ -579,6 +599,8 @@ CALLS = {
         ("noise", "seed", -1, ValueError, "expected 0 <= seed < 2"),
         ("noise", "stream", 2**64, ValueError, "expected 0 <= stream < 2"),
         ("noise", "seed", 1.5, TypeError, "expected an int, got float"),
+        ("noise", "seed", np.float64(1), TypeError, "expected an int, got float64"),
+        ("noise", "shape", (2, 1.5), TypeError, "expected a sequence of ints, got float"),
         ("noise", "stream_offset", torch.ones(1), ValueError, "expected one torch.int64 on cpu, got 1 of "),
         ("noise", "stream_offset", 3, TypeError, "expected a torch tensor, got int"),
         ("noise", "device", "meta", ValueError, "expected a CPU or CUDA tensor, got one on meta"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,7 +166,12 @@ def test_more_gaussians_in_one_pixel_than_a_batch_holds() -> None:
         ({"near": 2.0, "far": 1.0}, ValueError, r"near, far: .* got near 2.0 and far 1.0"),
         ({"near": float("nan")}, ValueError, r"near, far: expected 0 < near < far"),
         ({"near": "0.1"}, TypeError, r"near: expected a number, got str"),
+        ({"near": np.True_}, TypeError, r"near: expected a number, got bool"),
         ({"antialiased": 1}, TypeError, r"antialiased: expected a bool, got int"),
+        ({"width": np.float64(8)}, TypeError, r"width: expected an int, got float64"),
+        ({"width": np.True_}, TypeError, r"width: expected an int, got bool"),
+        ({"width": torch.tensor(8)}, TypeError, r"width: expected an int, got Tensor"),
+        ({"sh_degree": True}, TypeError, r"sh_degree: expected None or an int, got bool"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("op", [kernels.rasterize, kernels.rasterize_forward])
@@ -175,6 +181,23 @@ def test_a_wrong_argument_is_named_with_what_was_expected(
     with pytest.raises(error, match=message) as caught:
         op(**random_scene(8, count=10).arguments() | changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("integer", [np.uint8, np.int16, np.int64])
+def test_numbers_of_numpy_are_numbers(integer: type) -> None:
+    scene = random_scene(8, count=10, width=40, height=30, sh_degree=1)
+    expected, _ = kernels.rasterize_forward(**scene.arguments(), near=0.5, far=8.0)
+    numbers = {name: integer(scene.settings[name]) for name in ("width", "height", "sh_degree")}
+    limits = {"near": np.float32(0.5), "far": np.float16(8.0)}
+    out, _ = kernels.rasterize_forward(**scene.arguments() | numbers | limits)
+    assert out.rgb.equal(expected.rgb)
+    assert kernels.TileCapacity(integer(100)).entries == 100
+    before = kernels.get_num_threads()
+    try:
+        kernels.set_num_threads(integer(3))
+        assert kernels.get_num_threads() == 3
+    finally:
+        kernels.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

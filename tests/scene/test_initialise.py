@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,12 @@ def test_the_cloud_has_the_deviations_it_promises():
     assert colors.std().item() == pytest.approx(0.025, rel=0.05)
     assert gaussians.activated().opacities.unique().tolist() == pytest.approx([1 / (1 + math.exp(1.5))])
     assert torch.allclose(gaussians.quats.norm(dim=1), torch.ones(20_000))
+
+
+@pytest.mark.parametrize("first", [initial_cloud, initial_ball])
+def test_a_count_and_a_seed_of_numpy_are_a_count_and_a_seed(first):
+    expected, actual = first(30, seed=7).state_dict(), first(np.int32(30), seed=np.uint8(7)).state_dict()
+    assert all(actual[name].equal(tensor) for name, tensor in expected.items())
 
 
 def test_clouds_of_any_size_cover_alike():
