@@ -172,7 +172,8 @@ class OurPair:
         synchronize()
         if self.capacity.overflowed:
             raise RuntimeError(f"{self.capacity.needed} tile entries after room for {self.capacity.entries}")
-        self.entries, self.longest = (int(number) for number in self.state.native.counts)
+        self.entries = self.capacity.needed
+        self.longest = int(self.state.native.state[4:8].view(torch.int32))  # the second word of it
 
     def forward(self) -> tuple[kernels.Rasterization, kernels.RasterizeState]:
         with cuda_plan(*PLANS[self.plan]):

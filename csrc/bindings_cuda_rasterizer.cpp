@@ -21,12 +21,10 @@ void bind_cuda_rasterizer(py::module_ &module) {
 
   py::class_<RasterizeMemory>(module, "RasterizeMemory", py::module_local())
       .def(py::init([](const RasterizePlan &plan, std::uintptr_t state, std::uintptr_t entries,
-                       int64_t max_entries, std::uintptr_t mirror) {
-             return RasterizeMemory{plan, pointer<void>(state), pointer<void>(entries), max_entries,
-                                    pointer<uint64_t>(mirror)};
+                       int64_t max_entries) {
+             return RasterizeMemory{plan, pointer<void>(state), pointer<void>(entries), max_entries};
            }),
-           py::kw_only(), py::arg("plan"), py::arg("state"), py::arg("entries"), py::arg("max_entries"),
-           py::arg("mirror"));
+           py::kw_only(), py::arg("plan"), py::arg("state"), py::arg("entries"), py::arg("max_entries"));
 
   module.def("rasterize_plan_cuda", &rasterize_plan_cuda, py::arg("params"));
   module.def("rasterize_state_bytes_cuda", &rasterize_state_bytes_cuda, py::arg("params"), py::arg("plan"));
@@ -38,11 +36,13 @@ void bind_cuda_rasterizer(py::module_ &module) {
   module.def(
       "rasterize_project_cuda",
       [](const RasterizeParams &params, const RasterizeMemory &memory, std::uintptr_t radii,
-         std::uintptr_t stream) {
+         std::uintptr_t needed, std::uintptr_t stream) {
         py::gil_scoped_release release;
-        rasterize_project_cuda(params, pointer<int32_t>(radii), memory, pointer<void>(stream));
+        rasterize_project_cuda(params, pointer<int32_t>(radii), pointer<uint64_t>(needed), memory,
+                               pointer<void>(stream));
       },
-      py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("radii"), py::arg("stream"));
+      py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("radii"), py::arg("needed"),
+      py::arg("stream"));
 
   module.def(
       "rasterize_blend_cuda",

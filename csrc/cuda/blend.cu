@@ -16,15 +16,13 @@ constexpr int kSortedAtOnce = 1024;
 
 template <int tile, bool buckets>
 __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
-    blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs, uint64_t *mirror) {
+    blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs) {
   constexpr int threads = tile * tile, batch = threads;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
   const uint32_t tiles_x = uint32_t(state.tiles_x);
   const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
   const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
-  if (list == 0 && t == 0 && mirror)
-    mirror[1] = state.counters->longest;
   if (state.counters->overflow) {
     const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
     if (pixel.inside) {
@@ -133,7 +131,7 @@ void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs 
                       : memory.plan.buckets ? blend_kernel<16, true>
                                             : blend_kernel<16, false>;
   launch("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
-         dim3(uint32_t(memory.plan.tile * memory.plan.tile)), 0, on, params, state, outputs, memory.mirror);
+         dim3(uint32_t(memory.plan.tile * memory.plan.tile)), 0, on, params, state, outputs);
 }
 
 } // namespace ddpo3d_fast

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kProjectThreads)
 
 // Gives every tile its place among the entries.
 __global__ void __launch_bounds__(kRangeThreads)
-    range_kernel(DeviceState state, int64_t tiles, bool wants_buckets, uint64_t *mirror) {
+    range_kernel(DeviceState state, int64_t tiles, bool wants_buckets, uint64_t *needed) {
   const int64_t index = int64_t(blockIdx.x) * kRangeThreads + threadIdx.x;
   const int lane = threadIdx.x % kWarp;
   const uint32_t count = index < tiles ? state.tile_count[index] : 0;
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kRangeThreads)
     if (wants_buckets)
       state.bucket_begin[index] = bucket_base + buckets_upto - buckets;
   }
-  if (index == 0 && mirror)
-    mirror[0] = state.counters->needed;
+  if (index == 0)
+    *needed = state.counters->needed;
 }
 
 template <int tile>
@@ -187,8 +187,8 @@ int64_t rasterize_entries_bytes_cuda(const RasterizeParams &params, const Raster
   return bytes;
 }
 
-void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, const RasterizeMemory &memory,
-                            void *stream) {
+void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint64_t *needed,
+                            const RasterizeMemory &memory, void *stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   int64_t bytes, zeroed_bytes;
   const DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
@@ -204,7 +204,7 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, const
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
   launch("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
-         dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, memory.mirror);
+         dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, needed);
 }
 
 void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream) {

@@ -4,6 +4,7 @@ Needs torch, numpy and the extension only.
 """
 
 from ._backend import build_info, get_num_threads, set_num_threads
+from ._entries import TileCapacity
 from .adam import AdamGroup, adam, adam_groups
 from .diffusion import (
     add_noise,
@@ -19,7 +20,6 @@ from .rasterizer import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
-    TileCapacity,
     rasterize,
     rasterize_backward,
     rasterize_forward,

@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from . import _backend
 from ._backend import address, checked, integer, number
+from ._entries import MAX_ENTRIES, TileCapacity
 
 MAX_SIDE = 32768  # pixels
-MAX_ENTRIES = 2**32 - 1  # pairs of a tile and a Gaussian
 
 
 class Rasterization(NamedTuple):
@@ -39,54 +39,12 @@ class RasterizeGradients(NamedTuple):
     means2d: Tensor  # [C, N, 2] with respect to the projected means, in pixels
 
 
-class TileCapacity:
-    """Room for the CUDA rasterizer's tile lists, for a loop that must not wait for the device.
-
-    Without one, a forward pass on CUDA waits until the device has counted the pairs of a tile and a Gaussian
-    that it draws, and makes exactly that room. With one it goes ahead; where the room was too small, the
-    images are NaN, the gradients zero and `RasterizeState.overflow` not zero, so that `adam`, given it as
-    `skip`, leaves the step undone; `grow` then makes the step repeatable. On the CPU it has no effect.
-
-    Args:
-        entries: pairs to make room for, 32 bytes each, 72 where the backward pass has a thread for each
-            Gaussian (and there 1280 more for each tile).
-    """
-
-    def __init__(self, entries: int = 1 << 16) -> None:
-        entries = integer("entries", entries)
-        if not 1 <= entries <= MAX_ENTRIES:
-            raise ValueError(f"entries: expected 1 to {MAX_ENTRIES}, got {entries}")
-        self.entries = entries
-        self._counts: Tensor | None = None  # pairs, longest list: host memory that the device writes
-
-    @property
-    def needed(self) -> int:
-        """Pairs that the last forward pass that has run on the device drew; 0 before the first."""
-        return 0 if self._counts is None else int(self._counts[0])
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether the last forward pass that has run on the device found too little room."""
-        return self.needed > self.entries
-
-    def grow(self, margin: float = 1.5) -> bool:
-        """Makes room for `margin` times what was needed last, if there is less; tells whether it did.
-
-        A CUDA graph that was captured with the old room must be captured again.
-        """
-        if self.needed * (1 + margin) / 2 <= self.entries:
-            return False
-        self.entries = min(int(self.needed * margin), MAX_ENTRIES)
-        return True
-
-
 class CudaPass(NamedTuple):
     """The device memory of one forward pass on CUDA."""
 
     memory: Any  # RasterizeMemory of the extension: addresses in the tensors below
     state: Tensor
     entries: Tensor
-    counts: Tensor
     scratch_bytes: int  # of the backward pass
 
 
@@ -252,9 +210,10 @@ def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileC
     def device_bytes(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.uint8, device=device)
 
-    counts = None if capacity is None else capacity._counts
-    if counts is None:
-        counts = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+    if capacity is None:  # waited for below, so it may die with this call
+        needed = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")
+    else:
+        needed = capacity.reported_by(device)
     state = device_bytes(library.rasterize_state_bytes_cuda(params, plan))
 
     def memory(entries: Tensor | None, max_entries: int) -> Any:
@@ -263,22 +222,23 @@ def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileC
             state=address(state),
             entries=address(entries),
             max_entries=max_entries,
-            mirror=address(counts),
         )
 
     with _backend.on(device):
         stream = _backend.stream(device)
-        library.rasterize_project_cuda(params, memory(None, 0), radii=address(out.radii), stream=stream)
+        library.rasterize_project_cuda(
+            params, memory(None, 0), radii=address(out.radii), needed=address(needed), stream=stream
+        )
         if capacity is None:
             _backend.wait(device)
-            max_entries = int(counts[0])
+            max_entries = int(needed)
             if max_entries > MAX_ENTRIES:
                 raise ValueError(
                     f"rasterize: {max_entries} pairs of a tile and a Gaussian; "
                     f"expected at most {MAX_ENTRIES} (fewer or smaller images)"
                 )
         else:
-            capacity._counts, max_entries = counts, capacity.entries
+            max_entries = capacity.entries
         entries = device_bytes(library.rasterize_entries_bytes_cuda(params, plan, max_entries))
         blended = memory(entries, max_entries)
         library.rasterize_blend_cuda(
@@ -290,7 +250,7 @@ def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileC
             stream=stream,
         )
     scratch_bytes = library.rasterize_scratch_bytes_cuda(params, plan, max_entries)
-    return CudaPass(blended, state, entries, counts, scratch_bytes)
+    return CudaPass(blended, state, entries, scratch_bytes)
 
 
 def rasterize_backward(

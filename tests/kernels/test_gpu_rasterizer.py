@@ -3,6 +3,7 @@ same bits at every replay of a captured graph."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import kernels
+from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.kernels.adam import AdamGroup, adam_groups
 from ddpo3d_fast.kernels.rasterizer import (
     Rasterization,
@@ -95,8 +97,8 @@ def plan(request: pytest.FixtureRequest) -> Iterator[tuple[int, bool]]:
 def through_the_device(plan: tuple[int, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU backend's tests hand over tensors on the CPU and look at results on the CPU."""
 
-    def forward(*, capacity: TileCapacity | None = None, **arguments: Any) -> tuple[Any, RasterizeState]:
-        out, state = rasterize_forward(**to_device(arguments), capacity=capacity)
+    def forward(**arguments: Any) -> tuple[Any, RasterizeState]:
+        out, state = rasterize_forward(**to_device(arguments))
         return to_host(out), state
 
     def backward(state: RasterizeState, *gradients: Tensor | None, **settings: Any) -> RasterizeGradients:
@@ -301,6 +303,41 @@ def test_a_captured_step_is_left_undone_for_lack_of_room_and_done_when_repeated(
     torch.cuda.synchronize()
     assert all(arguments[name].isfinite().all() for name in names)
     assert all(not arguments[name].equal(start[name]) for name in names)
+
+
+# ---- Host memory that the device writes
+
+
+def pinned_words() -> list[Tensor]:
+    """What torch's allocator of pinned memory has at hand, 16 bytes at a time."""
+    return [torch.zeros(2, dtype=torch.int64, pin_memory=True) for _ in range(16)]
+
+
+@pytest.mark.parametrize("with_capacity", [True, False])
+def test_a_launch_that_outlives_its_capacity_writes_to_nobody_elses_memory(
+    with_capacity: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, stream, wait = Loss(SCENES["plain"]), torch.cuda.Stream(), _backend.wait
+    loss.run(fitting_capacity(loss))
+    torch.cuda.synchronize()
+
+    def then_hold_up(device: torch.device) -> None:  # the blend is queued after the pairs have been counted
+        wait(device)
+        torch.cuda._sleep(400_000_000)
+
+    monkeypatch.setattr(_backend, "wait", then_hold_up)
+    pinned_words()  # so that the allocator has some to give without asking the driver, which waits
+    with torch.cuda.stream(stream):
+        if with_capacity:
+            torch.cuda._sleep(400_000_000)  # 0.2 s or more
+        result = rasterize_forward(**loss.arguments, capacity=TileCapacity() if with_capacity else None)
+    del result
+    gc.collect()
+    held_up = not stream.query()
+    taken = pinned_words()
+    torch.cuda.synchronize()
+    assert held_up
+    assert not any(words.any() for words in taken)
 
 
 # ---- Streams and devices

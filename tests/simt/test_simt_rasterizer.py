@@ -3,6 +3,7 @@ tests hold for them too, whatever the order of threads and blocks."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -177,6 +178,34 @@ def test_too_small_a_capacity_is_flagged_and_grows_to_fit() -> None:
     assert not capacity.overflowed
     assert all(value.equal(everything(scene, capacity)[key]) for key, value in everything(scene).items())
     assert not capacity.grow()
+
+
+def test_a_launch_that_outlives_its_capacity_writes_to_nobody_elses_memory(
+    simt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a graph that is replayed, or one that is still queued, when the capacity has died."""
+    launch, launches = simt.rasterize_project_cuda, []
+
+    def remembered(*arguments: Any, **named: Any) -> None:
+        launches.append((arguments, named))
+        launch(*arguments, **named)
+
+    monkeypatch.setattr(simt, "rasterize_project_cuda", remembered)
+    first, second = kernels.TileCapacity(), kernels.TileCapacity()
+    alive = [kernels.rasterize_forward(**SCENES["plain"].arguments(), capacity=c) for c in (first, second)]
+    needed = first.needed
+    assert needed == second.needed > 0
+    del first
+    gc.collect()
+    taken = [torch.zeros(1, dtype=torch.int64) for _ in range(1000)]
+    third = kernels.TileCapacity()
+    alive.append(kernels.rasterize_forward(**SCENES["cameras"].arguments(), capacity=third))
+    others = third.needed
+    assert others != needed
+    for arguments, named in launches[:2]:
+        launch(*arguments, **named)
+    assert not any(number.any() for number in taken)
+    assert (second.needed, third.needed) == (needed, others)
 
 
 @pytest.mark.parametrize("entries", [0, -1, 2**32])

@@ -97,7 +97,6 @@ struct RasterizeMemory {
   void *state;         // [rasterize_state_bytes_cuda], kept for the backward pass
   void *entries;       // [rasterize_entries_bytes_cuda], kept for the backward pass
   int64_t max_entries; // Gaussian-tile pairs that `entries` has room for, below 2^32
-  uint64_t *mirror;    // [2], host memory that the device can write, or null: pairs needed, longest list
 };
 
 // The plan that suits the images.
@@ -109,11 +108,13 @@ int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const Raster
                                      int64_t max_entries);
 
 // The forward pass in two parts. The first projects and counts (`entries` is not touched) and writes how many
-// pairs are needed to mirror[0]; a caller that waits for it can make room. The second blends. Where
-// max_entries is too small it writes NaN images, the backward pass zero gradients, and state's first word, an
-// unsigned 32-bit number, is not zero: an optimiser that skips its step then makes the step repeatable.
-void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, const RasterizeMemory &memory,
-                            void *stream);
+// pairs are needed to `needed`, host memory that the device can write, which must outlive the launch and
+// every replay of a graph that holds it; a caller that waits for it can make room. The second blends. Where
+// max_entries is too small it writes NaN images and the backward pass zero gradients. The first two words of
+// `state` are unsigned 32-bit numbers: one that is not zero where the room was too small, so that an
+// optimiser can skip its step and make it repeatable, and the length of the longest list.
+void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint64_t *needed,
+                            const RasterizeMemory &memory, void *stream);
 void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs,
                           const RasterizeMemory &memory, void *stream);
 
