@@ -34,15 +34,17 @@ void bind_rasterizer(py::module_ &module) {
   module.def(
       "rasterize_forward_cpu",
       [](const RasterizeParams &params, RasterizeState &state, std::uintptr_t rgb, std::uintptr_t alpha,
-         std::uintptr_t depth, std::uintptr_t radii) {
+         std::uintptr_t depth, std::uintptr_t radii, int64_t max_entries) {
         py::gil_scoped_release release;
-        rasterize_forward_cpu(
+        return rasterize_forward_cpu(
             params,
             {pointer<float>(rgb), pointer<float>(alpha), pointer<float>(depth), pointer<int32_t>(radii)},
-            state);
+            max_entries, state);
       },
       py::arg("params"), py::arg("state"), py::kw_only(), py::arg("rgb"), py::arg("alpha"), py::arg("depth"),
-      py::arg("radii"));
+      py::arg("radii"), py::arg("max_entries"));
+
+  module.def("rasterize_entries_bytes_cpu", &rasterize_entries_bytes_cpu, py::arg("entries"));
 
   module.def(
       "rasterize_backward_cpu",

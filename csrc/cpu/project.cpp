@@ -1,5 +1,6 @@
 // Stage 1 of the CPU rasterizer: Gaussians to the image, and the tiles and blocks that each may touch.
 #include <algorithm>
+#include <atomic>
 
 #include "maths/ellipse.h"
 #include "maths/view.h"
@@ -7,17 +8,30 @@
 #include "rasterizer_state.h"
 
 namespace ddpo3d_fast {
+namespace {
 
-void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeState::Impl &state) {
+constexpr int64_t kReportedAtOnce = 1 << 16; // pairs that a thread may keep beyond the limit
+
+} // namespace
+
+int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t max_entries,
+                          RasterizeState::Impl &state) {
   const int64_t N = params.num_gaussians;
   state.projected.resize(params.num_cameras * N);
   state.hits.resize(params.num_cameras * state.pieces);
+  std::atomic<int64_t> entries{0};
   parallel_for(params.num_cameras * state.pieces, [&](int64_t task) {
     const int64_t c = task / state.pieces, begin = task % state.pieces * kProjectionGrain;
     const Camera<double> camera = load_camera(params, c);
     const Vec3<double> position = camera_position(camera);
     std::vector<TileHit> &hits = state.hits[task];
     hits.clear();
+    int64_t unreported = 0;
+    bool fits = entries <= max_entries; // else the pairs are counted and no longer kept
+    const auto report = [&] {
+      fits = entries.fetch_add(unreported, std::memory_order_relaxed) + unreported <= max_entries;
+      unreported = 0;
+    };
     for (int64_t n = begin; n < std::min(N, begin + kProjectionGrain); ++n) {
       ProjectedGaussian &out = state.projected[c * N + n];
       out.first_entry = uint32_t(hits.size());
@@ -38,12 +52,19 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
       }
       if (!is_drawable(f, x, y))
         continue;
-      visit_tiles<kTile, kBlock, kBlock>(ellipse(x, y, f), int32_t(state.tiles_x), int32_t(params.width),
-                                         int32_t(params.height),
-                                         [&](uint32_t tile, uint32_t mask) { hits.push_back({tile, mask}); });
-      out.num_entries = uint32_t(hits.size()) - out.first_entry;
+      const Ellipse e = ellipse(x, y, f);
+      const int32_t width = int32_t(params.width), height = int32_t(params.height);
+      if (fits)
+        visit_tiles<kTile, kBlock, kBlock>(
+            e, int32_t(state.tiles_x), width, height,
+            [&](uint32_t tile, uint32_t mask) { hits.push_back({tile, mask}); });
+      out.num_entries = fits ? uint32_t(hits.size()) - out.first_entry
+                             : count_tiles<kTile, kBlock, kBlock>(e, width, height);
       if (!out.num_entries)
         continue;
+      unreported += out.num_entries;
+      if (unreported >= kReportedAtOnce)
+        report();
       out.x = x;
       out.y = y;
       out.w11 = float(f.w11);
@@ -54,7 +75,9 @@ void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeS
       view_color(params.sh_degree, params.colors + params.color_stride * n, mean - position, out.color);
       radii[c * N + n] = screen_radius(f);
     }
+    report();
   });
+  return entries;
 }
 
 } // namespace ddpo3d_fast

@@ -64,15 +64,23 @@ RasterizeState::RasterizeState() : owner(new Owner) {}
 RasterizeState::~RasterizeState() = default;
 RasterizeState::Impl &RasterizeState::impl() const { return *owner->impl; }
 
-void rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
-                           RasterizeState &owner) {
+int64_t rasterize_entries_bytes_cpu(int64_t entries) {
+  return entries * int64_t(2 * sizeof(TileHit) + sizeof(TileEntry)); // the hits' vectors grow by doubling
+}
+
+int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
+                              int64_t max_entries, RasterizeState &owner) {
   RasterizeState::Impl &state = owner.impl();
   const BlendKernels kernels = blend_kernels();
   state.tiles_x = (params.width + kTile - 1) / kTile;
   state.tiles_y = (params.height + kTile - 1) / kTile;
   state.tiles = state.tiles_x * state.tiles_y;
   state.pieces = (params.num_gaussians + kProjectionGrain - 1) / kProjectionGrain;
-  project_gaussians(params, outputs.radii, state);
+  const int64_t entries = project_gaussians(params, outputs.radii, max_entries, state);
+  if (entries > max_entries) {
+    state.hits.clear(); // with their memory: whoever is told of this may keep the state for a while
+    return entries;
+  }
   build_tile_lists(params, state);
 
   const int64_t tiles = params.num_cameras * state.tiles, pixels = params.width * params.height;
@@ -86,6 +94,7 @@ void rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs
     tile.depth = outputs.depth + first;
     kernels.forward(tile);
   });
+  return entries;
 }
 
 void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstream &upstream,

@@ -68,7 +68,9 @@ struct RasterizeState::Impl {
 };
 
 // The stages, in order.
-void project_gaussians(const RasterizeParams &params, int32_t *radii, RasterizeState::Impl &state);
+// Returns how many pairs there are; where they are more than max_entries the state holds no use.
+int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t max_entries,
+                          RasterizeState::Impl &state);
 void build_tile_lists(const RasterizeParams &params, RasterizeState::Impl &state);
 // blend_tiles.h has the tiles' own forward and backward.
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,

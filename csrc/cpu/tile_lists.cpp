@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
-#include <stdexcept>
 
 #include "parallel.h"
 #include "rasterizer_state.h"
@@ -66,10 +65,6 @@ void build_tile_lists(const RasterizeParams &params, RasterizeState::Impl &state
     }
     camera_begin[c + 1] = state.entries;
   }
-  if (state.entries > int64_t(UINT32_MAX))
-    throw std::length_error(
-        "rasterize: " + std::to_string(state.entries) +
-        " pairs of a tile and a Gaussian; expected at most 4294967295 (fewer or smaller images)");
 
   std::vector<std::vector<DepthKey>> orders(C);
   parallel_for(C, [&](int64_t c) { orders[c] = depth_order(state.projected.data() + c * N, N); });

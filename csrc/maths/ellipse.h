@@ -70,6 +70,35 @@ DDPO3D_HD Range columns_of(const Ellipse &e, int32_t top, int32_t bottom, int32_
                         chord_end(e, e.y_of_right, low, high, 1.0), width);
 }
 
+// A row of tiles as the ellipse meets it, in strips as high as a block.
+template <int strips> struct TileRow {
+  Range touched[strips]; // blocks of the strip, counted from the image's edge
+  int32_t first, last;   // tiles; none if first > last
+};
+
+template <int tile, int block_width, int block_height>
+DDPO3D_HD TileRow<tile / block_height> tile_row(const Ellipse &e, const Range &rows, int32_t tile_y,
+                                                int32_t width) {
+  constexpr int strips = tile / block_height, blocks = tile / block_width;
+  TileRow<strips> row;
+  row.first = INT32_MAX;
+  row.last = -1;
+  for (int strip = 0; strip < strips; ++strip) {
+    const int32_t begin = tile_y * tile + strip * block_height, end = begin + block_height - 1;
+    const int32_t top = rows.first > begin ? rows.first : begin, bottom = rows.last < end ? rows.last : end;
+    row.touched[strip] = {0, -1};
+    if (top > bottom)
+      continue;
+    const Range columns = columns_of(e, top, bottom, width);
+    if (is_empty(columns))
+      continue;
+    row.touched[strip] = {columns.first / block_width, columns.last / block_width};
+    row.first = row.touched[strip].first / blocks < row.first ? row.touched[strip].first / blocks : row.first;
+    row.last = row.touched[strip].last / blocks > row.last ? row.touched[strip].last / blocks : row.last;
+  }
+  return row;
+}
+
 // Calls visit(tile index, mask) for every tile that has a touched block, row by row. A tile is tile x tile
 // pixels; bit (block row · blocks a row + block column) of the mask says that the ellipse touches that block
 // of block_width x block_height.
@@ -81,26 +110,12 @@ DDPO3D_HD void visit_tiles(const Ellipse &e, int32_t tiles_x, int32_t width, int
   if (is_empty(rows))
     return;
   for (int32_t tile_y = rows.first / tile; tile_y <= rows.last / tile; ++tile_y) {
-    Range touched[strips]; // blocks of the strip, counted from the image's edge
-    int32_t first = INT32_MAX, last = -1;
-    for (int strip = 0; strip < strips; ++strip) {
-      const int32_t begin = tile_y * tile + strip * block_height, end = begin + block_height - 1;
-      const int32_t top = rows.first > begin ? rows.first : begin, bottom = rows.last < end ? rows.last : end;
-      touched[strip] = {0, -1};
-      if (top > bottom)
-        continue;
-      const Range columns = columns_of(e, top, bottom, width);
-      if (is_empty(columns))
-        continue;
-      touched[strip] = {columns.first / block_width, columns.last / block_width};
-      first = touched[strip].first / blocks < first ? touched[strip].first / blocks : first;
-      last = touched[strip].last / blocks > last ? touched[strip].last / blocks : last;
-    }
-    for (int32_t tile_x = first; tile_x <= last; ++tile_x) {
+    const TileRow<strips> row = tile_row<tile, block_width, block_height>(e, rows, tile_y, width);
+    for (int32_t tile_x = row.first; tile_x <= row.last; ++tile_x) {
       uint32_t mask = 0;
       for (int strip = 0; strip < strips; ++strip) {
-        const int32_t left = touched[strip].first - tile_x * blocks, from = left > 0 ? left : 0;
-        const int32_t right = touched[strip].last - tile_x * blocks,
+        const int32_t left = row.touched[strip].first - tile_x * blocks, from = left > 0 ? left : 0;
+        const int32_t right = row.touched[strip].last - tile_x * blocks,
                       to = right < blocks - 1 ? right : blocks - 1;
         if (from <= to)
           mask |= ((2u << to) - (1u << from)) << (strip * blocks);
@@ -109,6 +124,47 @@ DDPO3D_HD void visit_tiles(const Ellipse &e, int32_t tiles_x, int32_t width, int
         visit(uint32_t(tile_y) * uint32_t(tiles_x) + uint32_t(tile_x), mask);
     }
   }
+}
+
+// How many tiles visit_tiles visits, mostly without a look at each.
+template <int tile, int block_width, int block_height>
+DDPO3D_HD uint32_t count_tiles(const Ellipse &e, int32_t width, int32_t height) {
+  constexpr int strips = tile / block_height, blocks = tile / block_width;
+  const Range rows = rows_of(e, height);
+  uint32_t count = 0;
+  for (int32_t tile_y = rows.first / tile; !is_empty(rows) && tile_y <= rows.last / tile; ++tile_y) {
+    const TileRow<strips> row = tile_row<tile, block_width, block_height>(e, rows, tile_y, width);
+    const auto tiles_of = [&](int strip) {
+      return is_empty(row.touched[strip])
+                 ? Range{0, -1}
+                 : Range{row.touched[strip].first / blocks, row.touched[strip].last / blocks};
+    };
+    Range joined = {0, -1}; // what the strips touch together, as long as it is in one piece
+    bool in_one_piece = true;
+    for (int strip = 0; strip < strips; ++strip) {
+      const Range tiles = tiles_of(strip);
+      if (is_empty(tiles))
+        continue;
+      if (is_empty(joined)) {
+        joined = tiles;
+        continue;
+      }
+      in_one_piece = in_one_piece && tiles.first <= joined.last + 1 && tiles.last >= joined.first - 1;
+      joined = {tiles.first < joined.first ? tiles.first : joined.first,
+                tiles.last > joined.last ? tiles.last : joined.last};
+    }
+    if (in_one_piece) {
+      count += uint32_t(joined.last - joined.first + 1);
+      continue;
+    }
+    for (int32_t tile_x = row.first; tile_x <= row.last; ++tile_x) {
+      bool touched = false;
+      for (int strip = 0; strip < strips; ++strip)
+        touched = touched || (tiles_of(strip).first <= tile_x && tile_x <= tiles_of(strip).last);
+      count += touched;
+    }
+  }
+  return count;
 }
 
 } // namespace ddpo3d_fast

@@ -4,7 +4,7 @@ Needs torch, numpy and the extension only.
 """
 
 from ._backend import build_info, get_num_threads, set_num_threads
-from ._entries import TileCapacity
+from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .diffusion import (
     add_noise,
@@ -31,6 +31,7 @@ __all__ = [
     "RasterizeGradients",
     "RasterizeState",
     "TileCapacity",
+    "TooManyEntries",
     "adam",
     "adam_groups",
     "add_noise",

@@ -1,4 +1,4 @@
-"""Room for the rasterizer's entries, the pairs of a tile and a Gaussian: and who makes it when."""
+"""Room for the rasterizer's entries, the pairs of a tile and a Gaussian: its limit, and who makes it when."""
 
 from __future__ import annotations
 
@@ -10,6 +10,31 @@ from torch import Tensor
 from ._backend import integer
 
 MAX_ENTRIES = 2**32 - 1
+DEFAULT_MAX_ENTRIES = 2**27  # 4 GB on either backend, and 5 to 6 GB more in a backward pass
+
+
+class TooManyEntries(ValueError):
+    """A forward pass takes more pairs of a tile and a Gaussian than it may. They were counted, and no room
+    was made for them: fewer cameras a call, smaller images or a higher `max_entries` help.
+
+    Attributes:
+        needed: pairs that the forward pass takes.
+        max_entries: pairs that it may take.
+        bytes_needed: what `needed` pairs take at most, beside what images and Gaussians do.
+    """
+
+    def __init__(self, needed: int, max_entries: int, bytes_needed: int) -> None:
+        super().__init__(needed, max_entries, bytes_needed)
+        self.needed = needed
+        self.max_entries = max_entries
+        self.bytes_needed = bytes_needed
+
+    def __str__(self) -> str:
+        return (
+            f"rasterize: {self.needed} pairs of a tile and a Gaussian, {self.bytes_needed / 1e9:.3g} GB; "
+            f"expected at most {self.max_entries} (max_entries): fewer cameras a call, smaller images"
+            + (" or a higher limit" if self.needed <= MAX_ENTRIES else "")
+        )
 
 
 def entry_limit(name: str, value: object) -> int:

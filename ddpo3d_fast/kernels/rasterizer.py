@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from . import _backend
 from ._backend import address, checked, integer, number
-from ._entries import MAX_ENTRIES, TileCapacity
+from ._entries import DEFAULT_MAX_ENTRIES, TileCapacity, TooManyEntries, entry_limit
 
 MAX_SIDE = 32768  # pixels
 
@@ -88,6 +88,7 @@ def rasterize_forward(
     antialiased: bool = False,
     means2d_offsets: Tensor | None = None,  # [C, N, 2]
     activated: bool = True,
+    max_entries: int | None = None,
     capacity: TileCapacity | None = None,
 ) -> tuple[Rasterization, RasterizeState]:
     """`rasterize` without autograd: the views, and what `rasterize_backward` needs.
@@ -97,7 +98,8 @@ def rasterize_forward(
             optimiser has them; the backward pass then gives the gradients of these. Infinite ones are their
             limits, with gradients of 0: a logit of inf is opaque, one of -inf transparent, a logarithm of
             -inf is no thickness. A logarithm of inf is no size: that Gaussian counts as absent.
-        capacity: for CUDA loops that must not wait for the device.
+        capacity: for CUDA loops that must not wait for the device. There it is the limit, and `max_entries`
+            has no effect.
 
     A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that
     only fill up the arrays, so that their size stays, cost next to nothing and have gradients of exactly 0,
@@ -133,6 +135,7 @@ def rasterize_forward(
     if means2d_offsets is not None:
         means2d_offsets = checked("means2d_offsets", means2d_offsets, (cameras, count, 2), means)
     near, far = number("near", near), number("far", far)
+    limit = DEFAULT_MAX_ENTRIES if max_entries is None else entry_limit("max_entries", max_entries)
     for name, flag in (("antialiased", antialiased), ("activated", activated)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")
@@ -169,12 +172,13 @@ def rasterize_forward(
     )
     native: Any
     if cuda:
-        native = _forward_cuda(library, params, out, capacity)
+        native = _forward_cuda(library, params, out, limit, capacity)
     else:
         native = library.RasterizeState()
-        library.rasterize_forward_cpu(
-            params, native, **{name: address(tensor) for name, tensor in out._asdict().items()}
-        )
+        addresses = {name: address(tensor) for name, tensor in out._asdict().items()}
+        needed = library.rasterize_forward_cpu(params, native, **addresses, max_entries=limit)
+        if needed > limit:
+            raise TooManyEntries(needed, limit, library.rasterize_entries_bytes_cpu(needed))
     inputs = (means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets)
     return out, RasterizeState(params, native, inputs, (cameras, height, width))
 
@@ -202,7 +206,9 @@ def cuda_plan(tile: int | None = None, buckets: bool | None = None) -> Iterator[
         _plan = before
 
 
-def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileCapacity | None) -> CudaPass:
+def _forward_cuda(
+    library: Any, params: Any, out: Rasterization, limit: int, capacity: TileCapacity | None
+) -> CudaPass:
     device = out.rgb.device
     rule, (tile, buckets) = library.rasterize_plan_cuda(params), _plan
     plan = library.RasterizePlan(tile or rule.tile, rule.buckets if buckets is None else buckets)
@@ -232,11 +238,9 @@ def _forward_cuda(library: Any, params: Any, out: Rasterization, capacity: TileC
         if capacity is None:
             _backend.wait(device)
             max_entries = int(needed)
-            if max_entries > MAX_ENTRIES:
-                raise ValueError(
-                    f"rasterize: {max_entries} pairs of a tile and a Gaussian; "
-                    f"expected at most {MAX_ENTRIES} (fewer or smaller images)"
-                )
+            if max_entries > limit:
+                size = library.rasterize_entries_bytes_cuda(params, plan, max_entries)
+                raise TooManyEntries(max_entries, limit, size)
         else:
             max_entries = capacity.entries
         entries = device_bytes(library.rasterize_entries_bytes_cuda(params, plan, max_entries))
@@ -381,6 +385,7 @@ def rasterize(
     far: float = 1e10,
     antialiased: bool = False,
     means2d_offsets: Tensor | None = None,  # [C, N, 2]
+    max_entries: int | None = None,
 ) -> Rasterization:
     """Renders 3D Gaussians into C cameras (3D Gaussian Splatting, Kerbl et al. 2023), differentiably.
 
@@ -406,6 +411,10 @@ def rasterize(
         antialiased: scale opacities by √(det Σ / det Σ_dilated) (Mip-Splatting, Yu et al. 2024).
         means2d_offsets: pixels added to the projected means. Pass zeros that require a gradient, and after
             the backward pass their `.grad` is the screen-space gradient that densification asks for.
+        max_entries: how many pairs of a tile of 16 pixels a side (on CUDA 8 or 16) and a Gaussian that it may
+            touch all views together may make, up to 2^32 - 1. A pair takes up to 28 bytes on the CPU and 32
+            (or 72, and 1280 for each small tile) on CUDA, and in the backward pass 40 or 48 more. None: 2^27,
+            which is 4 GB and 6 GB more. They are counted before that memory is taken.
 
     Returns:
         Rasterization: rgb [C, H, W, 3], alpha [C, H, W], depth [C, H, W], radii [C, N] int32.
@@ -413,6 +422,7 @@ def rasterize(
     Raises:
         TypeError: an argument is no tensor or of another dtype.
         ValueError: a shape, device, size, focal length, sh_degree, near or far does not fit.
+        TooManyEntries: a ValueError; the Gaussians are too large for so many or such large images.
     """
     settings = {
         "intrinsics": intrinsics,
@@ -422,6 +432,7 @@ def rasterize(
         "near": near,
         "far": far,
         "antialiased": antialiased,
+        "max_entries": max_entries,
     }
     out = _Rasterize.apply(
         means, quats, scales, opacities, colors, backgrounds, viewmats, means2d_offsets, settings

@@ -57,6 +57,11 @@ from .test_rasterizer_input import (  # noqa: F401
     test_render_of_gaussians_that_are_not_finite_equals_background,
     test_scenes_with_nothing_to_draw_equal_background,
 )
+from .test_rasterizer_limit import (  # noqa: F401
+    test_a_scene_can_be_drawn_after_one_that_was_refused,
+    test_the_number_that_is_needed_is_the_least_that_suffices,
+    test_too_many_is_a_value_error_that_says_what_is_needed_and_what_to_do,
+)
 from .test_rasterizer_no_opacity import (  # noqa: F401
     test_a_faint_gaussian_that_is_not_drawn_still_pays_its_penalties,
     test_rows_of_no_opacity_change_no_bit_and_have_no_gradient,

@@ -168,6 +168,9 @@ def test_more_gaussians_in_one_pixel_than_a_batch_holds() -> None:
         ({"near": "0.1"}, TypeError, r"near: expected a number, got str"),
         ({"near": np.True_}, TypeError, r"near: expected a number, got bool"),
         ({"antialiased": 1}, TypeError, r"antialiased: expected a bool, got int"),
+        ({"max_entries": 0}, ValueError, r"max_entries: expected 1 to 4294967295, got 0"),
+        ({"max_entries": 2**32}, ValueError, r"max_entries: expected 1 to 4294967295, got 4294967296"),
+        ({"max_entries": 1e9}, TypeError, r"max_entries: expected an int, got float"),
         ({"width": np.float64(8)}, TypeError, r"width: expected an int, got float64"),
         ({"width": np.True_}, TypeError, r"width: expected an int, got bool"),
         ({"width": torch.tensor(8)}, TypeError, r"width: expected an int, got Tensor"),
@@ -186,9 +189,9 @@ def test_a_wrong_argument_is_named_with_what_was_expected(
 @pytest.mark.parametrize("integer", [np.uint8, np.int16, np.int64])
 def test_numbers_of_numpy_are_numbers(integer: type) -> None:
     scene = random_scene(8, count=10, width=40, height=30, sh_degree=1)
-    expected, _ = kernels.rasterize_forward(**scene.arguments(), near=0.5, far=8.0)
+    expected, _ = kernels.rasterize_forward(**scene.arguments(), near=0.5, far=8.0, max_entries=100)
     numbers = {name: integer(scene.settings[name]) for name in ("width", "height", "sh_degree")}
-    limits = {"near": np.float32(0.5), "far": np.float16(8.0)}
+    limits = {"near": np.float32(0.5), "far": np.float16(8.0), "max_entries": integer(100)}
     out, _ = kernels.rasterize_forward(**scene.arguments() | numbers | limits)
     assert out.rgb.equal(expected.rgb)
     assert kernels.TileCapacity(integer(100)).entries == 100

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import test_rasterizer
+from kernels import test_rasterizer, test_rasterizer_limit
 from kernels.scenes import SCENES, Scene, random_scene
 from kernels.test_rasterizer import (  # noqa: F401  (collected here as well, and run on the emulated backend)
     test_a_logarithm_that_is_not_finite_gets_no_gradient,
@@ -38,6 +38,11 @@ from kernels.test_rasterizer_input import (  # noqa: F401
     test_render_from_a_camera_that_is_not_finite_equals_background,
     test_render_of_gaussians_that_are_not_finite_equals_background,
     test_scenes_with_nothing_to_draw_equal_background,
+)
+from kernels.test_rasterizer_limit import (  # noqa: F401
+    test_a_scene_can_be_drawn_after_one_that_was_refused,
+    test_the_number_that_is_needed_is_the_least_that_suffices,
+    test_too_many_is_a_value_error_that_says_what_is_needed_and_what_to_do,
 )
 from kernels.test_rasterizer_no_opacity import (  # noqa: F401
     test_a_faint_gaussian_that_is_not_drawn_still_pays_its_penalties,
@@ -178,6 +183,21 @@ def test_too_small_a_capacity_is_flagged_and_grows_to_fit() -> None:
     assert not capacity.overflowed
     assert all(value.equal(everything(scene, capacity)[key]) for key, value in everything(scene).items())
     assert not capacity.grow()
+
+
+@pytest.mark.parametrize("name", test_rasterizer_limit.SCENES)
+def test_both_backends_count_the_same_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = test_rasterizer_limit.SCENES[name]
+    with cuda_plan(tile=16):
+        needed = test_rasterizer_limit.too_many(scene, 1).needed
+    monkeypatch.undo()
+    assert test_rasterizer_limit.too_many(scene, 1).needed == needed
+
+
+def test_a_capacity_is_the_limit_where_there_is_one() -> None:
+    scene = SCENES["plain"]
+    out, _ = kernels.rasterize_forward(**scene.arguments(), max_entries=1, capacity=kernels.TileCapacity())
+    assert out.rgb.isfinite().all()
 
 
 def test_a_launch_that_outlives_its_capacity_writes_to_nobody_elses_memory(

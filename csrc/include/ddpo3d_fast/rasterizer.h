@@ -73,12 +73,16 @@ private:
   std::unique_ptr<Owner> owner;
 };
 
-// Renders. Gaussians with a non-finite number count as absent, but a logit may be infinite and a logarithm
-// -inf. Of those with an opacity of 0 nothing else is read, and they have no gradient, penalties included. The
-// inputs must outlive, unchanged, a backward pass. std::length_error when the images and Gaussians make more
-// than 2^32 tile entries, std::bad_alloc out of memory.
-void rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
-                           RasterizeState &state);
+// Renders, and returns how many pairs of a tile and a Gaussian that takes. Where they are more than
+// max_entries, at most 2^32 - 1, they are counted alone, and the outputs hold no use. Gaussians with a
+// non-finite number count as absent, but a logit may be infinite and a logarithm -inf. Of those with an
+// opacity of 0 nothing else is read, and they have no gradient, penalties included. The inputs must outlive,
+// unchanged, a backward pass. std::bad_alloc out of memory.
+int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
+                              int64_t max_entries, RasterizeState &state);
+
+// What so many pairs take at most, beside what images and Gaussians do.
+int64_t rasterize_entries_bytes_cpu(int64_t entries);
 
 // The vector-Jacobian product of the forward pass that filled `state`, with the same params. Every element of
 // the gradients asked for is written. Same inputs, same bits, whatever the number of threads.
