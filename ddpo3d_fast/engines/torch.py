@@ -51,10 +51,41 @@ def reproducible(gradient: bool) -> Iterator[None]:
     """cuDNN as it repeats itself to the bit, and without TF32, which would round fp32 to 11 bits; attention
     whose gradient is no sum of atomics, which add in any order."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+        stack.enter_context(_precise_cudnn())
         if gradient:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextlib.contextmanager
+def _precise_cudnn() -> Iterator[None]:
+    """cuDNN deterministic and without TF32, whichever of torch's two ways the user has chosen a precision in.
+
+    From torch 2.9 on there is a second one, `fp32_precision`. Where it is in use, as a user's module may have
+    it, `cudnn.flags` takes no TF32 away, and raises when it is left.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if not _has_fp32_precision(cudnn):
+        with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+        return
+    before = cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision
+    try:
+        cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision = True, True, "ieee"
+        yield
+    finally:
+        cudnn.enabled, cudnn.deterministic, cudnn.conv.fp32_precision = before
+
+
+def _has_fp32_precision(cudnn: Any) -> bool:
+    """Whether somebody has set `fp32_precision`, for all, for cuDNN, or for one of its operations."""
+    if not hasattr(cudnn, "conv"):
+        return False
+    try:
+        _ = cudnn.allow_tf32
+    except RuntimeError:  # the two ways disagree
+        return True
+    return cudnn.fp32_precision != "none"  # takes torch.backends.fp32_precision where it has none of its own
 
 
 def placed(

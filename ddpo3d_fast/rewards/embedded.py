@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines.torch import reproducible
 from ddpo3d_fast.errors import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
@@ -138,17 +139,16 @@ class EmbeddedScorer:
         self._check(images)
         if len(images) == 0:  # torch's pixel_unshuffle does not take it
             return images.new_zeros(0)
-        small = to_tower_size(images)
-        return self._engines[False](images=small)["scores"] if self._engines else self.network(small)
+        with reproducible(gradient=False):
+            small = to_tower_size(images)
+            return self._engines[False](images=small)["scores"] if self._engines else self.network(small)
 
     def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
         self._check(images)
         if len(images) == 0:
             return images.new_zeros(0), torch.zeros_like(images)
-        # cuDNN's default gradient of a convolution may add in another order every time.
-        deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.enable_grad(), deterministic:
+        with torch.enable_grad(), reproducible(gradient=True):
             leaf = images.detach().clone().requires_grad_()
             small = to_tower_size(leaf)
             if self._engines:

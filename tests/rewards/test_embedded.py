@@ -68,6 +68,35 @@ def test_larger_pictures_are_averaged_over_blocks(scorer):
     torch.testing.assert_close(to_tower_size(constant), torch.full((1, 3, 64, 64), 0.3))
 
 
+def test_scores_are_computed_alike_with_and_without_their_gradient(monkeypatch):
+    """cuDNN exact in both, where else TF32 may round what the policy compares to 11 bits."""
+    scorer, seen = EmbeddedScorer(), []
+
+    def note(*_):
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32))
+
+    scorer.network.register_forward_hook(note)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    images = pictures(3, 64)
+    scores = [scorer.score(images), scorer.score_vjp(images)[0]]
+    assert seen == 2 * [(True, True, False, torch.backends.cuda.matmul.allow_tf32)]
+    assert torch.equal(*scores)
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_scores_and_gradients_on_a_gpu_are_the_cpus(scorer):
+    images = pictures(8, 128)
+    on_gpu = EmbeddedScorer(device="cuda")
+    scores, gradient = scorer.score_vjp(images)
+    theirs, their_gradient = on_gpu.score_vjp(images.cuda())
+    for found in (on_gpu.score(images.cuda()), theirs):
+        torch.testing.assert_close(found.cpu(), scores, rtol=1e-5, atol=1e-5)
+    assert float((their_gradient.cpu() - gradient).norm()) <= 1e-5 * float(gradient.norm())
+
+
 def test_no_images_have_no_scores(scorer):
     images = torch.zeros(0, 3, 96, 96)
     assert scorer.score(images).shape == (0,)
