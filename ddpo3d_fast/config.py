@@ -91,7 +91,7 @@ class Scene:
     """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too (1:
     never)"""
     opacity_penalty: float = 0.0
-    """weight of the mean opacity in the loss: fades what no view needs"""
+    """weight of the sum of all opacities in the loss: fades what no view needs"""
     alpha_penalty: float = 0.5
     """weight of alpha (1 - alpha) in the loss, rising through the run: solid or empty, no haze"""
 
@@ -118,7 +118,7 @@ class Distillation:
         tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
     ] = ()
     """an adapter's safetensors to fuse into the model; repeat it for several"""
-    interpolate_views: bool = True
+    interpolate_views: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: a mixture)")] = True
     """with Stable Diffusion, take the nearest view's prompt (front, side, back, overhead), not a mixture of
     the two nearest"""
     runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
@@ -173,7 +173,7 @@ class Config:
     """fills every setting that is not given; the last four are Stable Diffusion's"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
-    cuda_graph: bool = True
+    cuda_graph: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: replay it)")] = True
     """on a GPU, launch every step anew instead of replaying it as a CUDA graph"""
     schedule: tyro.conf.OmitArgPrefixes[Schedule] = field(default_factory=Schedule)
     scene: tyro.conf.OmitArgPrefixes[Scene] = field(default_factory=Scene)

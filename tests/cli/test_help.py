@@ -49,6 +49,14 @@ def test_every_setting_is_a_flag_with_help(command: Command) -> None:
     assert " --reward" in text
 
 
+def test_help_says_what_a_setting_does_and_not_its_opposite(command: Command) -> None:
+    text = " ".join(command("generate", "--help").out.replace("│", " ").split())
+    assert "--opacity-penalty FLOAT weight of the sum of all opacities in the loss" in text
+    assert "replaying it as a CUDA graph (default: replay it)" in text
+    assert "not a mixture of the two nearest (default: a mixture)" in text
+    assert "(default: True)" not in text  # of a flag that turns something off
+
+
 @pytest.mark.parametrize("name", ["draft", "standard", "high"])
 def test_help_shows_the_values_of_the_preset(command: Command, name: str) -> None:
     text = " ".join(command("generate", "--preset", name, "--help").out.split())
