@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except InputError as error:
+        if verbose and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         return _fail(str(error), 2)
     except KeyboardInterrupt as interrupt:
         return _fail(f"interrupted: {str(interrupt) or 'nothing was made'}", 130)
