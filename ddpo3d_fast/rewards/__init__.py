@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -13,11 +12,12 @@ from torch import Tensor
 from ddpo3d_fast.engines import choose_runtime
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.rewards.aesthetic import aesthetic_reward
-from ddpo3d_fast.rewards.clip import TowerReward, clip_reward, sum_on_one_tower, tower_key
+from ddpo3d_fast.rewards.clip import clip_reward
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
 from ddpo3d_fast.rewards.function import FunctionReward, find_function
-from ddpo3d_fast.rewards.names import parse_rewards
+from ddpo3d_fast.rewards.names import map_paths, parse_rewards
 from ddpo3d_fast.rewards.preference import hps_reward, pickscore_reward
+from ddpo3d_fast.rewards.tower import TowerReward, sum_on_one_tower, tower_key
 
 # From what follows the @ of NAME@SOURCE, a device and a runtime to the reward.
 TOWER_REWARDS: dict[str, Callable[[str, torch.device | str, str], TowerReward]] = {
@@ -140,12 +140,12 @@ def make_reward(
     """
     parts: list[tuple[Reward, float]] = []
     for name, weight in parse_rewards(specs):
-        kind, _, source = name.partition("@")
+        kind, _, source = map_paths(name, lambda path: path).partition("@")
         if name == "embedded":
             parts.append((EmbeddedReward(device, runtime, batches), weight))
         elif kind in TOWER_REWARDS:
             choose_runtime(runtime, torch.device(device), dtype)  # before a download, or a long load
-            tower = TOWER_REWARDS[kind](os.path.expanduser(source), device, runtime)
+            tower = TOWER_REWARDS[kind](source, device, runtime)
             tower.dtype, tower.batches = dtype, batches
             parts.append((tower, weight))
         else:
@@ -162,5 +162,6 @@ __all__ = [
     "Reward",
     "WeightedReward",
     "make_reward",
+    "map_paths",
     "parse_rewards",
 ]

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.errors import InputError, first_line
-from ddpo3d_fast.rewards.clip import CONFIG, OPENAI, TowerReward, load_open_clip
+from ddpo3d_fast.rewards.clip import OPENAI, has_model, load_open_clip, openai_is_cached
+from ddpo3d_fast.rewards.names import split_predictor
+from ddpo3d_fast.rewards.torchscript import is_torchscript
+from ddpo3d_fast.rewards.tower import TowerReward
 
 # The file's published name, where it is published, and the layers in it, from the first to the last.
 PREDICTORS = {
@@ -39,16 +42,18 @@ def aesthetic_reward(
     """`aesthetic` (V2) or `aesthetic-v1`: how much people like a picture, about 1 to 10, whatever its prompt.
 
     `source` is what follows `aesthetic@`: the predictor's file, or a folder that holds it under its published
-    name. A folder that holds open_clip_config.json gives CLIP, too, and no name is looked up. Whatever is not
-    given comes from the local caches of torch's hub (the predictor) and of the Hugging Face hub (CLIP), or
-    else from the network. Most pictures score from 3 to 7. InputError where a part cannot be had or read.
+    name; behind a comma comes CLIP, as `clip@` takes it. A folder that holds open_clip_config.json or
+    ViT-L-14.pt gives CLIP, too, and no name is looked up. Whatever is not given comes from the local caches
+    of torch's hub (the predictor) and of the Hugging Face hub (CLIP), or else from the network. Most pictures
+    score from 3 to 7. InputError where a part cannot be had or read.
     """
     name = f"{kind}@{source}" if source else kind
-    file = find_predictor(kind, source)
+    predictor, clip = split_predictor(source)
+    file = find_predictor(kind, predictor)
     direction, bias = load_predictor(file, PREDICTORS[kind][2], name)
-    own = bool(source) and os.path.isfile(os.path.join(source, CONFIG))
+    clip = clip or (predictor if predictor and has_model(predictor) else OPENAI)
     # The predictors were trained on OpenAI's weights, whose activation is the quick GELU.
-    tower, _ = load_open_clip(source if own else OPENAI, name, quick_gelu=True)
+    tower, _ = load_open_clip(clip, name, quick_gelu=True)
     if len(direction) != tower.width:
         raise InputError(
             f"--reward: {name}: expected a predictor of {tower.width} features, as CLIP gives, "
@@ -66,7 +71,7 @@ def find_predictor(kind: str, source: str) -> Path:
         if not path.is_file():
             raise InputError(f"--reward: {kind}@{source}: expected {file} from {url}, found no {path}")
         return path
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = _cached_predictor(kind)
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +84,29 @@ def find_predictor(kind: str, source: str) -> Path:
     return path
 
 
+def is_at_hand(kind: str = "aesthetic") -> bool:
+    """Whether the predictor and its CLIP are in this machine's caches, and what loads them is installed."""
+    try:
+        return _cached_predictor(kind).is_file() and openai_is_cached()
+    except InputError:
+        return False
+
+
+def _cached_predictor(kind: str) -> Path:
+    """Where torch's hub cache has the predictor's file, or would have it."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PREDICTORS[kind][0]
+
+
 def load_predictor(file: Path, layers: tuple[str, ...], name: str) -> tuple[Tensor, float]:
     """Direction float32 [D] and bias of a predictor's file, whose linear layers are called so, in order.
 
     InputError if it cannot be read or holds something else.
     """
+    if is_torchscript(file):
+        raise InputError(
+            f"--reward: {name}: expected the predictor's file, got a TorchScript archive, {file}; "
+            f"CLIP is named behind the predictor: {name.partition('@')[0]}@PREDICTOR,CLIP"
+        )
     try:
         stored: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's and torch's share no base class

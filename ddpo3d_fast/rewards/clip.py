@@ -1,278 +1,40 @@
-"""Rewards on a CLIP image tower: open_clip's preprocessing, an embedding, its product with a direction.
-
-CLIP similarity, the aesthetic predictors, HPSv2 and PickScore all score a picture by
-scale <e, d> + bias, where e is the tower's embedding of length 1. For some d is the prompt's embedding, for
-others a constant.
-"""
+"""CLIP similarity, and where CLIP models come from: open_clip's, its hub's, folders, OpenAI's own files."""
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch import Tensor
 
-from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
-from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.engines.libraries import HUB_NAME, files_on_hub, hub_reason, library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
+from ddpo3d_fast.rewards.names import PREDICTORS, split_model
+from ddpo3d_fast.rewards.torchscript import is_torchscript, read_torchscript
+from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
 
 OPENAI = "ViT-L-14-quickgelu:openai"  # plain ViT-L-14 has another GELU, and features of no use
+OPENAI_FILE = "ViT-L-14.pt"  # as OpenAI publishes the same model
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-GRADIENT_SCALE = 256.0  # of a picture's gradient inside its tower, where a pixel's share is 1e-4 or less
-
-TextEncoder = Callable[[str], Tensor]  # a prompt -> its embedding float32 [D], of length 1, on the CPU
-
-
-@dataclass(frozen=True)
-class Tower:
-    """An image tower, on the CPU, and how it expects its pictures."""
-
-    module: nn.Module  # normalised pictures [B, 3, size, size] -> embeddings [B, width] of any length
-    width: int
-    size: int  # pixels
-    mean: Sequence[float]  # of red, green, blue
-    std: Sequence[float]
-    interpolation: str = "bicubic"  # or bilinear
-    squash: bool = False  # both sides to `size`, instead of the short one and a crop
-
-
-class Resize:
-    """Pictures [B, 3, H, W] to [B, 3, size, size]: open_clip's resize of the short side and centre crop.
-
-    Both are linear in the picture, one matrix for its rows and one for its columns. Made of products alone,
-    the gradient is the same to the bit every time, on a GPU too, where torch's own gradient of a resize is
-    not. Like open_clip's transform of a tensor, and unlike that of a PIL picture, it neither rounds to 8 bits
-    nor cuts off what bicubic weights leave outside [0, 1] at a hard edge.
-    """
-
-    def __init__(self, size: int, interpolation: str = "bicubic", squash: bool = False) -> None:
-        self.size, self.interpolation, self.squash = size, interpolation, squash
-        self._known: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        rows, columns = self._matrices(images)
-        return rows @ (images @ columns.T)
-
-    def vjp(self, images: Tensor, grad: Tensor) -> Tensor:
-        """Gradient with respect to pictures of this shape [B, 3, H, W], from one [B, 3, size, size]."""
-        rows, columns = self._matrices(images)
-        return (rows.T @ grad) @ columns
-
-    def _matrices(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [size, H] and [size, W]."""
-        height, width = images.shape[-2:]
-        key = (height, width, images.device)
-        if key not in self._known:
-            rows, columns = (self._matrix(side, min(height, width)) for side in (height, width))
-            self._known[key] = rows.to(images.device), columns.to(images.device)
-        return self._known[key]
-
-    def _matrix(self, length: int, short: int) -> Tensor:
-        """What the resize does to the identity, for one side of a picture, in float64 until it is known."""
-        full = self.size if self.squash or length == short else int(self.size * length / short)
-        first = round((full - self.size) / 2)
-        identity = torch.eye(length, dtype=torch.float64)[None, None]
-        every = interpolate(
-            identity, size=(full, length), mode=self.interpolation, antialias=True, align_corners=False
-        )
-        return every[0, 0, first : first + self.size].float()
-
-
-class Scorer(nn.Module):
-    """Pictures [B, 3, size, size] in [0, 1], and text [B, D] without a constant direction -> scores [B]."""
-
-    mean: Tensor
-    std: Tensor
-    direction: Tensor | None
-
-    def __init__(self, tower: Tower, direction: Tensor | None, scale: float, bias: float) -> None:
-        super().__init__()
-        self.tower, self.scale, self.bias = tower.module, scale, bias
-        self.register_buffer("mean", torch.tensor(tower.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(tower.std).view(3, 1, 1))
-        self.register_buffer("direction", direction)
-
-    def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
-        features = self.tower((images - self.mean) / self.std)
-        if isinstance(features, tuple):  # CoCa's tower gives its tokens, too
-            features = features[0]
-        direction = self.direction if text is None else text
-        assert direction is not None, "without a constant direction the text has to be given"
-        # In float32 whatever the tower computes in: differences between scores are small against the scores.
-        along = (normalize(features.float(), dim=-1) * direction.float()).sum(-1)
-        return self.scale * along + self.bias
-
-
-class ScorerVjp(nn.Module):
-    """The same inputs -> scores [B], and the gradient [B, 3, size, size] of each picture's own."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, images: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            scores = self.scorer(leaf, text)
-            # The gradient of <e, d>, lifted out of the numbers that fp16 rounds coarsely.
-            (gradient,) = torch.autograd.grad(GRADIENT_SCALE / self.scorer.scale * scores.sum(), leaf)
-        return scores.detach(), self.scorer.scale / GRADIENT_SCALE * gradient.float()
-
-
-class TowerReward:
-    """scale <e, d> + bias of a tower's embedding e of length 1; d is a constant or the prompt's embedding.
-
-    A prompt is embedded once, by the text tower on the CPU, and remembered. The image tower runs on an
-    engine, its gradient on another: `network` is what they run. Either engine is made when it is first
-    needed. InputError where the runtime cannot be had.
-    """
-
-    differentiable, capturable = True, True
-
-    def __init__(
-        self,
-        name: str,
-        tower: Tower,
-        direction: Tensor | TextEncoder,
-        scale: float = 1.0,
-        bias: float = 0.0,
-        device: torch.device | str = "cpu",
-        runtime: str = "auto",
-    ) -> None:
-        """`direction` [D], or what embeds prompts; `runtime` is one of `load_network`'s."""
-        self.name, self.device = name, torch.device(device)
-        self.tower, self.direction, self.scale, self.bias = tower, direction, scale, bias
-        self._wanted_runtime, self._size = runtime, tower.size
-        self.dtype: torch.dtype | None = None  # what the tower computes in; None: the engine's own
-        self.batches: tuple[int, int] | None = None  # pictures of a call of score, of score_vjp; where known
-        self._resize = Resize(tower.size, tower.interpolation, tower.squash)
-        self._embed = None if isinstance(direction, Tensor) else direction
-        constant = direction.float() if isinstance(direction, Tensor) else None
-        self._module = Scorer(tower, constant, scale, bias).eval()
-        self._texts: dict[str, Tensor] = {}
-
-    def prepare(self, gradient: bool) -> None:
-        """Loads, or builds, the engines that would else be made at their first call."""
-        _ = self._scorer
-        if gradient:
-            _ = self._scorer_vjp
-
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B].
-
-        ValueError or TypeError for others.
-        """
-        self._check(images, prompts)
-        if not prompts:
-            return images.new_zeros(0)
-        return self._scorer(images=self._resize(images.detach()), **self._text(prompts))["scores"]
-
-    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Scores [B], and the gradient [B, 3, H, W] of each image's own score; no autograd graph."""
-        self._check(images, prompts)
-        images = images.detach()
-        if not prompts:
-            return images.new_zeros(0), torch.zeros_like(images)
-        outputs = self._scorer_vjp(images=self._resize(images), **self._text(prompts))
-        return outputs["scores"], self._resize.vjp(images, outputs["gradient"])
-
-    @property
-    def runtime(self) -> str:
-        """For people: what runs the image tower."""
-        return self._scorer.runtime
-
-    def network(self, gradient: bool) -> Network:
-        """`scorer`: images [B, 3, size, size], of the tower's size, and text [B, D] if the prompt counts, to
-        `scores` [B]. `scorer_vjp`: the same to `scores` and `gradient` [B, 3, size, size]."""
-        generator = torch.Generator().manual_seed(0)
-        inputs = {"images": torch.rand(2, 3, self._size, self._size, generator=generator)}
-        if self._embed is not None:
-            inputs["text"] = self._text(["a photo", "a drawing"])["text"].cpu()  # not at right angles
-        return Network(
-            name="scorer_vjp" if gradient else "scorer",
-            module=ScorerVjp(self._module).eval() if gradient else self._module,
-            inputs=inputs,
-            outputs=("scores", "gradient") if gradient else ("scores",),
-            dynamic=dict.fromkeys(inputs, (0,)),
-            gradient=gradient,
-            shapes=(in_batches_of(self.batches[gradient], inputs),) if self.batches else (),
-        )
-
-    @functools.cached_property
-    def _scorer(self) -> Engine:
-        return load_network(self.network(gradient=False), self.device, self._wanted_runtime, self.dtype)
-
-    @functools.cached_property
-    def _scorer_vjp(self) -> Engine:
-        on_cpu = self._wanted_runtime == "auto" and self.device.type == "cpu"
-        runtime = "torch" if on_cpu else self._wanted_runtime  # autograd needs no export
-        return load_network(self.network(gradient=True), self.device, runtime, self.dtype)
-
-    def _text(self, prompts: list[str]) -> dict[str, Tensor]:
-        if self._embed is None:
-            return {}
-        for prompt in prompts:
-            if prompt not in self._texts:
-                with torch.no_grad():
-                    self._texts[prompt] = self._embed(prompt).to(self.device)
-        return {"text": torch.stack([self._texts[prompt] for prompt in prompts])}
-
-    def _check(self, images: Tensor, prompts: list[str]) -> None:
-        shape = list(images.shape)
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
-            raise ValueError(f"images: expected shape [B, 3, H, W], got {shape}")
-        if images.dtype != torch.float32:
-            raise TypeError(f"images: expected float32, got {images.dtype}")
-        if images.device.type != self.device.type:
-            raise ValueError(f"images: expected device {self.device}, got {images.device}")
-        if len(prompts) != len(images):
-            raise ValueError(f"prompts: expected one for each of {len(images)} images, got {len(prompts)}")
-
-
-def tower_key(tower: Tower) -> str:
-    """The same for towers that compute the same; reads all their weights."""
-    module = fingerprint(Network("tower", tower.module, {}, ()))
-    return json.dumps([module, tower.size, *tower.mean, *tower.std, tower.interpolation, tower.squash])
-
-
-def sum_on_one_tower(parts: Sequence[tuple[TowerReward, float]]) -> TowerReward:
-    """The weighted sum of rewards whose towers are the same, which then runs once: each is linear in its
-    embedding, so their sum is a reward, too, along the sum of their directions."""
-    first, bias = parts[0][0], sum(weight * reward.bias for reward, weight in parts)
-    weights = [weight * reward.scale for reward, weight in parts]
-    scale = sum(map(abs, weights)) or 1.0
-    directions = [reward.direction for reward, _ in parts]  # and not `parts`, which hold the other towers
-
-    def direction(prompt: str) -> Tensor:
-        each = [one if isinstance(one, Tensor) else one(prompt) for one in directions]
-        return torch.stack(each, 1) @ (torch.tensor(weights) / scale)
-
-    constant = all(isinstance(one, Tensor) for one in directions)
-    along, name = direction("") if constant else direction, " + ".join(reward.name for reward, _ in parts)
-    total = TowerReward(name, first.tower, along, scale, bias, first.device, first._wanted_runtime)
-    total.dtype, total.batches = first.dtype, first.batches
-    return total
+# Numbers that OpenAI's archives hold beside the weights, and nobody else's files do.
+OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 
 
 def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: str = "auto") -> TowerReward:
     """`clip`: 100 times the cosine between picture and prompt (Radford et al., arXiv 2103.00020).
 
-    `source` is what follows `clip@`: MODEL:PRETRAINED as open_clip lists them, MODEL:FILE, hf-hub:OWNER/NAME,
-    or a folder as open_clip's hub repositories are; if empty OpenAI's ViT-L/14. Matching pictures score
-    from 20 to 35, others from 5 to 20. InputError where the model cannot be had or read.
+    `source` is what follows `clip@`: MODEL:PRETRAINED as open_clip lists them, MODEL:FILE, a file of OpenAI's
+    own, hf-hub:OWNER/NAME, or a folder, either as open_clip's hub repositories are or with ViT-L-14.pt; if
+    empty OpenAI's ViT-L/14. Matching pictures score from 20 to 35, others from 5 to 20. InputError where the
+    model cannot be had or read.
     """
     name = f"clip@{source}" if source else "clip"
     tower, embed = load_open_clip(source or OPENAI, name)
@@ -280,26 +42,34 @@ def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: s
 
 
 def load_open_clip(source: str, name: str, quick_gelu: bool = False) -> tuple[Tower, TextEncoder]:
-    """The towers of an open_clip model: see `clip_reward` for `source`.
+    """The towers of a CLIP model: see `clip_reward` for `source`.
 
     `quick_gelu` takes that activation even where the model's configuration names another. `name` is the
     reward's, for the InputError.
     """
     open_clip: Any = library("open_clip", f"--reward: {name}")
     if os.path.isdir(source):
+        if not has_model(source):
+            raise InputError(
+                f"--reward: {name}: expected {CONFIG} and {WEIGHTS[0]}, or {OPENAI_FILE}, in {source}"
+            )
+        if not os.path.isfile(os.path.join(source, CONFIG)):
+            return create_openai(Path(source) / OPENAI_FILE, name, quick_gelu)
         return create_open_clip(f"local-dir:{_complete(Path(source), name)}", None, name, quick_gelu)
+    if os.path.isfile(source):
+        return create_openai(Path(source), name, quick_gelu)
     if source.startswith("hf-hub:"):
         repository = source.removeprefix("hf-hub:").strip("/")
         hub_file(repository, WEIGHTS, name)
         folder = hub_file(repository, (CONFIG,), name).parent
         local = f"local-dir:{_complete(folder, name)}"
         return create_open_clip(local, None, name, quick_gelu, tokenizer=source)
-    model, _, pretrained = source.partition(":")
+    model, pretrained = split_model(source)
     model = model.replace("/", "-")
     if model not in open_clip.list_models():
         raise InputError(
-            f"--reward: {name}: expected a model of open_clip as MODEL:PRETRAINED, hf-hub:OWNER/NAME or a "
-            f"folder, got {source!r}{suggestion(model, open_clip.list_models())}"
+            f"--reward: {name}: expected a model of open_clip as MODEL:PRETRAINED, hf-hub:OWNER/NAME, a "
+            f"folder or a file of OpenAI's, got {source!r}{suggestion(model, open_clip.list_models())}"
         )
     file = Path(pretrained).expanduser()
     if file.is_file():
@@ -310,11 +80,27 @@ def load_open_clip(source: str, name: str, quick_gelu: bool = False) -> tuple[To
         raise InputError(
             f"--reward: {name}: expected weights of {model}, a file or one of {tags}, got {pretrained!r}"
         )
-    repository, _, known = tag["hf_hub"].rpartition("/")
-    weights = hub_file(repository, (Path(known).stem + ".safetensors", known) if known else WEIGHTS, name)
+    weights = hub_file(*_published(tag), name)
     preprocess = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     # The tag knows which activation it was trained with; open_clip would only warn.
     return create_open_clip(model, weights, name, quick_gelu or tag.get("quick_gelu", False), preprocess)
+
+
+def has_model(folder: str) -> bool:
+    """Whether a folder says that it has a CLIP model: open_clip's configuration, or OpenAI's file."""
+    return any(os.path.isfile(os.path.join(folder, file)) for file in (CONFIG, OPENAI_FILE))
+
+
+def openai_is_cached() -> bool:
+    """Whether OpenAI's ViT-L/14 is in the hub's cache on this machine. InputError without open_clip."""
+    open_clip: Any = library("open_clip", "--reward: clip")
+    return cached_file(*_published(open_clip.get_pretrained_cfg(*split_model(OPENAI))), "clip") is not None
+
+
+def _published(tag: dict[str, Any]) -> tuple[str, Sequence[str]]:
+    """The hub repository of an open_clip tag's weights, and the names that they may have there."""
+    repository, _, known = tag["hf_hub"].rpartition("/")
+    return repository, (Path(known).stem + ".safetensors", known) if known else WEIGHTS
 
 
 def create_open_clip(
@@ -328,25 +114,91 @@ def create_open_clip(
     """The towers of an architecture of open_clip's with a file of weights, or of `local-dir:FOLDER`.
 
     `preprocess` is what the pictures want where the model does not say; `tokenizer` the model whose it is, if
-    another.
+    another. An archive of OpenAI's brings its own activation, the quick GELU.
     """
     open_clip: Any = library("open_clip", f"--reward: {name}")
     try:
-        clip = open_clip.create_model(
-            model,
-            None if weights is None else str(weights),
-            force_quick_gelu=quick_gelu,
-            force_preprocess_cfg=preprocess,
-            require_pretrained=True,
-            weights_only=True,
-        )
-        width = open_clip.get_model_config(model)["embed_dim"]
+        config = open_clip.get_model_config(model)
+        if weights is not None and is_torchscript(weights):
+            state, theirs = _read_openai(weights)
+            clip = open_clip.CLIP(**config | {"quick_gelu": quick_gelu or theirs})
+            clip.load_state_dict(state)
+            _set_openai_preprocess(open_clip, clip)
+        else:
+            clip = open_clip.create_model(
+                model,
+                None if weights is None else str(weights),
+                force_quick_gelu=quick_gelu,
+                force_preprocess_cfg=preprocess,
+                require_pretrained=True,
+                weights_only=True,
+            )
         tokenize = open_clip.get_tokenizer(tokenizer or model)
     except Exception as error:  # pickle's, safetensors', torch's and the hub's share no base class
         what = weights or model.removeprefix("local-dir:")
         raise InputError(
             f"--reward: {name}: open_clip cannot make {model} of {what} ({first_line(error)})"
         ) from error
+    return _towers(clip, config["embed_dim"], tokenize, name)
+
+
+def create_openai(file: Path, name: str, quick_gelu: bool = False) -> tuple[Tower, TextEncoder]:
+    """The towers of a file of OpenAI's own: its tensors' shapes are the architecture.
+
+    An archive as OpenAI publishes it has the quick GELU. Other weights of that layout, a state dict in a
+    pickle or in safetensors, are taken where `quick_gelu` is to be taken anyway; else they could be
+    anybody's, with either activation, and have to be named with their architecture.
+    """
+    open_clip: Any = library("open_clip", f"--reward: {name}")
+    try:
+        state, theirs = _read_openai(file)
+        if "text_projection" not in state:  # the last thing that any CLIP would do without
+            raise ValueError("there is no text_projection in it")
+        if theirs or quick_gelu:
+            clip = library("open_clip.model", "").build_model_from_openai_state_dict(dict(state)).float()
+            clip.load_state_dict(state)  # again, since that has rounded them to half precision
+            _set_openai_preprocess(open_clip, clip)
+            length, words = len(clip.positional_embedding), len(clip.token_embedding.weight)
+            tokenize = open_clip.SimpleTokenizer(context_length=length)
+            if words != tokenize.vocab_size:
+                raise ValueError(f"of {words} words, CLIP's vocabulary has {tokenize.vocab_size}")
+    except Exception as error:  # as above
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"--reward: {name}: expected a CLIP model as OpenAI publishes them, got {file} ({what})"
+        ) from error
+    if not theirs and not quick_gelu:
+        raise InputError(
+            f"--reward: {name}: expected an archive as OpenAI publishes them, or MODEL:FILE, got weights "
+            f"alone, which do not tell their activation, in {file} (OpenAI's: ViT-L-14-quickgelu:{file})"
+        )
+    return _towers(clip, clip.text_projection.shape[1], tokenize, name)
+
+
+def _read_openai(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """The weights in a file of CLIP's layout, without running code, and whether OpenAI made it."""
+    if is_torchscript(file):
+        stored = read_torchscript(file)
+    else:
+        stored = library("open_clip.factory", "").load_state_dict(str(file), weights_only=True)
+    weights = {
+        name: tensor
+        for name, tensor in stored.items()
+        if name not in OPENAI_NUMBERS and not name.endswith("attn_mask")
+    }
+    return weights, set(stored) >= OPENAI_NUMBERS
+
+
+def _set_openai_preprocess(open_clip: Any, clip: Any) -> None:
+    """Tells a model that its pictures want OpenAI's mean and deviation."""
+    wanted = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    wanted |= {"size": clip.visual.image_size, "interpolation": "bicubic", "resize_mode": "shortest"}
+    open_clip.set_model_preprocess_cfg(clip, wanted)
+
+
+def _towers(clip: Any, width: int, tokenize: Any, name: str) -> tuple[Tower, TextEncoder]:
+    """Takes an open_clip model apart. InputError for a tower that wants no square pictures."""
+    open_clip: Any = library("open_clip", f"--reward: {name}")
     clip.eval().requires_grad_(False)
     wanted = open_clip.get_model_preprocess_cfg(clip)
     sizes = {wanted["size"]} if isinstance(wanted["size"], int) else set(wanted["size"])
@@ -378,10 +230,8 @@ def hub_file(repository: str, files: Sequence[str], name: str) -> Path:
             f"--reward: {name}: expected a local path or OWNER/NAME on the hub, found no {repository!r}"
         )
     hub: Any = library("huggingface_hub", f"--reward: {name}")
-    for file in files:
-        path = hub.try_to_load_from_cache(repository, file)
-        if isinstance(path, str):
-            return Path(path)
+    if (cached := cached_file(repository, files, name)) is not None:
+        return cached
     reason = "no such file"
     try:
         there = files_on_hub(hub, repository)
@@ -390,11 +240,23 @@ def hub_file(repository: str, files: Sequence[str], name: str) -> Path:
                 return Path(hub.hf_hub_download(repository, file))
     except Exception as error:  # the hub's and its HTTP client's share no base class
         reason = hub_reason(hub, error)
+    kind = name.partition("@")[0]
+    place = "PREDICTOR,CLIP" if kind in PREDICTORS else "PATH"
     raise InputError(
         f"--reward: {name}: {files[0]} of {repository} is not in the hub's cache and cannot be fetched "
         f"({reason}): run `hf download {repository}` where there is a network, or name a local copy as "
-        f"{name.partition('@')[0]}@PATH"
+        f"{kind}@{place}"
     )
+
+
+def cached_file(repository: str, files: Sequence[str], name: str) -> Path | None:
+    """The first of these files of a hub repository that the local cache has."""
+    hub: Any = library("huggingface_hub", f"--reward: {name}")
+    for file in files:
+        path = hub.try_to_load_from_cache(repository, file)
+        if isinstance(path, str):
+            return Path(path)
+    return None
 
 
 def _complete(folder: Path, name: str) -> Path:

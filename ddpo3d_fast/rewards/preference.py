@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
-from ddpo3d_fast.rewards.clip import TextEncoder, Tower, TowerReward, create_open_clip, hub_file
+from ddpo3d_fast.rewards.clip import create_open_clip, hub_file
+from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
 
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 HPS_MODEL = "ViT-H-14"

@@ -16,7 +16,8 @@ from ddpo3d_fast.engines import load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.rewards import make_reward
-from ddpo3d_fast.rewards.clip import OPENAI, Resize, Tower, TowerReward, clip_reward, hub_file, load_open_clip
+from ddpo3d_fast.rewards.clip import OPENAI, clip_reward, hub_file, load_open_clip
+from ddpo3d_fast.rewards.tower import Resize, Tower, TowerReward
 
 PROMPTS = ["a red ball", "a blue cube, studio light", "a red ball"]
 SIZES = [(64, 64), (224, 224), (512, 512), (257, 257), (225, 301), (333, 97), (37, 51), (613, 401)]

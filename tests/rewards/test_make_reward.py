@@ -8,7 +8,7 @@ import torch
 
 from ddpo3d_fast.engines.load import profiles
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import clip, embedded, make_reward, parse_rewards
+from ddpo3d_fast.rewards import embedded, make_reward, parse_rewards, tower
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
 
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
@@ -194,7 +194,7 @@ def test_rewards_on_clip_add_up_with_others(images, clip_folder, monkeypatch):
 
 def test_engines_are_told_how_many_pictures_a_call_brings(clip_folder, monkeypatch):
     networks, engine = [], SimpleNamespace(runtime="another")
-    for room in (embedded, clip):
+    for room in (embedded, tower):
         monkeypatch.setattr(room, "load_network", lambda network, *_: networks.append(network) or engine)
     specs = ["embedded", f"clip@{clip_folder('vit')}"]
     make_reward(specs, runtime="onnxruntime", batches=(128, 64)).prepare(gradient=True)

@@ -1,0 +1,255 @@
+"""Rewards on a CLIP image tower: open_clip's preprocessing, an embedding, its product with a direction.
+
+CLIP similarity, the aesthetic predictors, HPSv2 and PickScore all score a picture by
+scale <e, d> + bias, where e is the tower's embedding of length 1. For some d is the prompt's embedding, for
+others a constant.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines.cache import fingerprint
+
+GRADIENT_SCALE = 256.0  # of a picture's gradient inside its tower, where a pixel's share is 1e-4 or less
+
+TextEncoder = Callable[[str], Tensor]  # a prompt -> its embedding float32 [D], of length 1, on the CPU
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An image tower, on the CPU, and how it expects its pictures."""
+
+    module: nn.Module  # normalised pictures [B, 3, size, size] -> embeddings [B, width] of any length
+    width: int
+    size: int  # pixels
+    mean: Sequence[float]  # of red, green, blue
+    std: Sequence[float]
+    interpolation: str = "bicubic"  # or bilinear
+    squash: bool = False  # both sides to `size`, instead of the short one and a crop
+
+
+class Resize:
+    """Pictures [B, 3, H, W] to [B, 3, size, size]: open_clip's resize of the short side and centre crop.
+
+    Both are linear in the picture, one matrix for its rows and one for its columns. Made of products alone,
+    the gradient is the same to the bit every time, on a GPU too, where torch's own gradient of a resize is
+    not. Like open_clip's transform of a tensor, and unlike that of a PIL picture, it neither rounds to 8 bits
+    nor cuts off what bicubic weights leave outside [0, 1] at a hard edge.
+    """
+
+    def __init__(self, size: int, interpolation: str = "bicubic", squash: bool = False) -> None:
+        self.size, self.interpolation, self.squash = size, interpolation, squash
+        self._known: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows, columns = self._matrices(images)
+        return rows @ (images @ columns.T)
+
+    def vjp(self, images: Tensor, grad: Tensor) -> Tensor:
+        """Gradient with respect to pictures of this shape [B, 3, H, W], from one [B, 3, size, size]."""
+        rows, columns = self._matrices(images)
+        return (rows.T @ grad) @ columns
+
+    def _matrices(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [size, H] and [size, W]."""
+        height, width = images.shape[-2:]
+        key = (height, width, images.device)
+        if key not in self._known:
+            rows, columns = (self._matrix(side, min(height, width)) for side in (height, width))
+            self._known[key] = rows.to(images.device), columns.to(images.device)
+        return self._known[key]
+
+    def _matrix(self, length: int, short: int) -> Tensor:
+        """What the resize does to the identity, for one side of a picture, in float64 until it is known."""
+        full = self.size if self.squash or length == short else int(self.size * length / short)
+        first = round((full - self.size) / 2)
+        identity = torch.eye(length, dtype=torch.float64)[None, None]
+        every = interpolate(
+            identity, size=(full, length), mode=self.interpolation, antialias=True, align_corners=False
+        )
+        return every[0, 0, first : first + self.size].float()
+
+
+class Scorer(nn.Module):
+    """Pictures [B, 3, size, size] in [0, 1], and text [B, D] without a constant direction -> scores [B]."""
+
+    mean: Tensor
+    std: Tensor
+    direction: Tensor | None
+
+    def __init__(self, tower: Tower, direction: Tensor | None, scale: float, bias: float) -> None:
+        super().__init__()
+        self.tower, self.scale, self.bias = tower.module, scale, bias
+        self.register_buffer("mean", torch.tensor(tower.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(tower.std).view(3, 1, 1))
+        self.register_buffer("direction", direction)
+
+    def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
+        features = self.tower((images - self.mean) / self.std)
+        if isinstance(features, tuple):  # CoCa's tower gives its tokens, too
+            features = features[0]
+        direction = self.direction if text is None else text
+        assert direction is not None, "without a constant direction the text has to be given"
+        # In float32 whatever the tower computes in: differences between scores are small against the scores.
+        along = (normalize(features.float(), dim=-1) * direction.float()).sum(-1)
+        return self.scale * along + self.bias
+
+
+class ScorerVjp(nn.Module):
+    """The same inputs -> scores [B], and the gradient [B, 3, size, size] of each picture's own."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, images: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            scores = self.scorer(leaf, text)
+            # The gradient of <e, d>, lifted out of the numbers that fp16 rounds coarsely.
+            (gradient,) = torch.autograd.grad(GRADIENT_SCALE / self.scorer.scale * scores.sum(), leaf)
+        return scores.detach(), self.scorer.scale / GRADIENT_SCALE * gradient.float()
+
+
+class TowerReward:
+    """scale <e, d> + bias of a tower's embedding e of length 1; d is a constant or the prompt's embedding.
+
+    A prompt is embedded once, by the text tower on the CPU, and remembered. The image tower runs on an
+    engine, its gradient on another: `network` is what they run. Either engine is made when it is first
+    needed. InputError where the runtime cannot be had.
+    """
+
+    differentiable, capturable = True, True
+
+    def __init__(
+        self,
+        name: str,
+        tower: Tower,
+        direction: Tensor | TextEncoder,
+        scale: float = 1.0,
+        bias: float = 0.0,
+        device: torch.device | str = "cpu",
+        runtime: str = "auto",
+    ) -> None:
+        """`direction` [D], or what embeds prompts; `runtime` is one of `load_network`'s."""
+        self.name, self.device = name, torch.device(device)
+        self.tower, self.direction, self.scale, self.bias = tower, direction, scale, bias
+        self._wanted_runtime, self._size = runtime, tower.size
+        self.dtype: torch.dtype | None = None  # what the tower computes in; None: the engine's own
+        self.batches: tuple[int, int] | None = None  # pictures of a call of score, of score_vjp; where known
+        self._resize = Resize(tower.size, tower.interpolation, tower.squash)
+        self._embed = None if isinstance(direction, Tensor) else direction
+        constant = direction.float() if isinstance(direction, Tensor) else None
+        self._module = Scorer(tower, constant, scale, bias).eval()
+        self._texts: dict[str, Tensor] = {}
+
+    def prepare(self, gradient: bool) -> None:
+        """Loads, or builds, the engines that would else be made at their first call."""
+        _ = self._scorer
+        if gradient:
+            _ = self._scorer_vjp
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """images float32 [B, 3, H, W] in [0, 1], one prompt each -> float32 [B].
+
+        ValueError or TypeError for others.
+        """
+        self._check(images, prompts)
+        if not prompts:
+            return images.new_zeros(0)
+        return self._scorer(images=self._resize(images.detach()), **self._text(prompts))["scores"]
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Scores [B], and the gradient [B, 3, H, W] of each image's own score; no autograd graph."""
+        self._check(images, prompts)
+        images = images.detach()
+        if not prompts:
+            return images.new_zeros(0), torch.zeros_like(images)
+        outputs = self._scorer_vjp(images=self._resize(images), **self._text(prompts))
+        return outputs["scores"], self._resize.vjp(images, outputs["gradient"])
+
+    @property
+    def runtime(self) -> str:
+        """For people: what runs the image tower."""
+        return self._scorer.runtime
+
+    def network(self, gradient: bool) -> Network:
+        """`scorer`: images [B, 3, size, size], of the tower's size, and text [B, D] if the prompt counts, to
+        `scores` [B]. `scorer_vjp`: the same to `scores` and `gradient` [B, 3, size, size]."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = {"images": torch.rand(2, 3, self._size, self._size, generator=generator)}
+        if self._embed is not None:
+            inputs["text"] = self._text(["a photo", "a drawing"])["text"].cpu()  # not at right angles
+        return Network(
+            name="scorer_vjp" if gradient else "scorer",
+            module=ScorerVjp(self._module).eval() if gradient else self._module,
+            inputs=inputs,
+            outputs=("scores", "gradient") if gradient else ("scores",),
+            dynamic=dict.fromkeys(inputs, (0,)),
+            gradient=gradient,
+            shapes=(in_batches_of(self.batches[gradient], inputs),) if self.batches else (),
+        )
+
+    @functools.cached_property
+    def _scorer(self) -> Engine:
+        return load_network(self.network(gradient=False), self.device, self._wanted_runtime, self.dtype)
+
+    @functools.cached_property
+    def _scorer_vjp(self) -> Engine:
+        on_cpu = self._wanted_runtime == "auto" and self.device.type == "cpu"
+        runtime = "torch" if on_cpu else self._wanted_runtime  # autograd needs no export
+        return load_network(self.network(gradient=True), self.device, runtime, self.dtype)
+
+    def _text(self, prompts: list[str]) -> dict[str, Tensor]:
+        if self._embed is None:
+            return {}
+        for prompt in prompts:
+            if prompt not in self._texts:
+                with torch.no_grad():
+                    self._texts[prompt] = self._embed(prompt).to(self.device)
+        return {"text": torch.stack([self._texts[prompt] for prompt in prompts])}
+
+    def _check(self, images: Tensor, prompts: list[str]) -> None:
+        shape = list(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+            raise ValueError(f"images: expected shape [B, 3, H, W], got {shape}")
+        if images.dtype != torch.float32:
+            raise TypeError(f"images: expected float32, got {images.dtype}")
+        if images.device.type != self.device.type:
+            raise ValueError(f"images: expected device {self.device}, got {images.device}")
+        if len(prompts) != len(images):
+            raise ValueError(f"prompts: expected one for each of {len(images)} images, got {len(prompts)}")
+
+
+def tower_key(tower: Tower) -> str:
+    """The same for towers that compute the same; reads all their weights."""
+    module = fingerprint(Network("tower", tower.module, {}, ()))
+    return json.dumps([module, tower.size, *tower.mean, *tower.std, tower.interpolation, tower.squash])
+
+
+def sum_on_one_tower(parts: Sequence[tuple[TowerReward, float]]) -> TowerReward:
+    """The weighted sum of rewards whose towers are the same, which then runs once: each is linear in its
+    embedding, so their sum is a reward, too, along the sum of their directions."""
+    first, bias = parts[0][0], sum(weight * reward.bias for reward, weight in parts)
+    weights = [weight * reward.scale for reward, weight in parts]
+    scale = sum(map(abs, weights)) or 1.0
+    directions = [reward.direction for reward, _ in parts]  # and not `parts`, which hold the other towers
+
+    def direction(prompt: str) -> Tensor:
+        each = [one if isinstance(one, Tensor) else one(prompt) for one in directions]
+        return torch.stack(each, 1) @ (torch.tensor(weights) / scale)
+
+    constant = all(isinstance(one, Tensor) for one in directions)
+    along, name = direction("") if constant else direction, " + ".join(reward.name for reward, _ in parts)
+    total = TowerReward(name, first.tower, along, scale, bias, first.device, first._wanted_runtime)
+    total.dtype, total.batches = first.dtype, first.batches
+    return total
