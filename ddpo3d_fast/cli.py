@@ -158,7 +158,9 @@ def _generate(words: list[str]) -> None:
         folder = RunFolder.open(settings.resume)
         config = validate(_with_steps(folder, settings, words))
     else:
-        config = validate(to_config(settings))
+        from ddpo3d_fast.generate import with_default_reward
+
+        config = with_default_reward(validate(to_config(settings)))
         folder = RunFolder.create(config)
 
     from ddpo3d_fast.generate import generate
@@ -333,15 +335,10 @@ def _build_engines(words: list[str]) -> None:
     import torch
 
     from ddpo3d_fast.engines.cache import entries
-    from ddpo3d_fast.generate import default_reward, load_models
+    from ddpo3d_fast.generate import load_models, with_default_reward
     from ddpo3d_fast.info import choose_device
 
-    if not config.reward.reward:
-        try:
-            default_reward(config.distillation.model)
-        except InputError:  # a folder's own networks are all there is to build
-            no_reward = dataclasses.replace(config.reward, policy_weight=0.0, guide_weight=0.0)
-            config = dataclasses.replace(config, reward=no_reward)
+    config = with_default_reward(config)
     device = choose_device(config.device)[0]
     before = {entry.path for entry in entries()}
     prior, scorer = load_models(config, device)

@@ -138,7 +138,8 @@ class Reward:
         tyro.conf.arg(metavar="NAME[=WEIGHT]", help_behavior_hint=""),
     ] = ()
     """`embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or `module:function` of images [B, 3, H, W]
-    and prompts; repeat it to add several (default: embedded; aesthetic with a Stable Diffusion by name)"""
+    and prompts; repeat it to add several (default: embedded; with Stable Diffusion aesthetic, or none where a
+    folder is given and aesthetic's files are not on this machine)"""
     policy_weight: float = 1.0
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: float = 0.1

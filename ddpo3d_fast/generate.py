@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -24,7 +25,7 @@ from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import TileCapacity, get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
-from ddpo3d_fast.rewards import Reward, make_reward, parse_rewards
+from ddpo3d_fast.rewards import Reward, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
@@ -101,17 +102,26 @@ def densified(
     return densify(gaussians, asked, generator, threshold, split, most, dead, also_dead=haze)
 
 
-def default_reward(model: str) -> str:
-    """What judges where no reward is named. InputError for a folder of Stable Diffusion's: who names no hub's
-    model wants no download, and the package has no scorer for such pictures."""
-    if is_embedded(model):
-        return "embedded"
-    if (Path(model).expanduser() / "model_index.json").is_file():
-        raise InputError(
-            "--reward: expected a scorer beside a folder of Stable Diffusion (aesthetic, which may download "
-            "it; docs/rewards.md has all), or --policy-weight 0 --guide-weight 0, got nothing"
-        )
-    return "aesthetic"
+def with_default_reward(config: Config) -> Config:
+    """The configuration with what judges where no reward is named, or where nothing can, without a judge.
+
+    Beside the embedded prior that is the embedded scorer, which needs no naming; beside a Stable Diffusion by
+    name `aesthetic`, which may download it. Beside a folder, which never downloads, `aesthetic` where its
+    files are at hand; else the weights of policy and guide become 0, and a FallbackWarning says so.
+    """
+    wishes, model = config.reward, config.distillation.model
+    if wishes.reward or not (wishes.policy_weight or wishes.guide_weight) or is_embedded(model):
+        return config
+    if not (Path(model).expanduser() / "model_index.json").is_file() or is_at_hand():
+        return dataclasses.replace(config, reward=dataclasses.replace(wishes, reward=("aesthetic",)))
+    warnings.warn(
+        f"--reward: none was named, and aesthetic's files are not on this machine: {model} runs without one, "
+        "by distillation alone (--reward aesthetic may download them, docs/rewards.md has others)",
+        FallbackWarning,
+        stacklevel=2,
+    )
+    unjudged = dataclasses.replace(wishes, policy_weight=0.0, guide_weight=0.0)
+    return dataclasses.replace(config, reward=unjudged)
 
 
 def predictions(config: Config) -> int:
@@ -121,10 +131,10 @@ def predictions(config: Config) -> int:
 
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
     """The prior of a run and, where it uses one, its reward, all engines made: to build one takes long, which
-    is no step's business. Raises InputError."""
+    is no step's business. Takes what `with_default_reward` gives. Raises InputError."""
     model, wishes, schedule = config.distillation, config.reward, config.schedule
     dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
-    rewards = (wishes.reward or (default_reward(model.model),)) if judged else ()
+    rewards = (wishes.reward or ("embedded",)) if judged else ()
     if rewards:
         parse_rewards(rewards)  # what is wrong with a name is told before a long load
     prior = load_prior(
@@ -171,6 +181,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong
     settings, or a device that is not there.
     """
+    config = with_default_reward(config)
     # Beside the embedded models, what torch does in a step is small: its threads would only hinder those of
     # kernels and engine. Other models may be torch's to run.
     small = is_embedded(config.distillation.model) and not (config.reward.reward)

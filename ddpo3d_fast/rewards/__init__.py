@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpo3d_fast.engines import choose_runtime
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards.aesthetic import aesthetic_reward
+from ddpo3d_fast.rewards.aesthetic import aesthetic_reward, is_at_hand
 from ddpo3d_fast.rewards.clip import clip_reward
 from ddpo3d_fast.rewards.embedded import EmbeddedScorer
 from ddpo3d_fast.rewards.function import FunctionReward, find_function
@@ -161,6 +161,7 @@ __all__ = [
     "FunctionReward",
     "Reward",
     "WeightedReward",
+    "is_at_hand",
     "make_reward",
     "map_paths",
     "parse_rewards",

@@ -148,14 +148,6 @@ def test_a_damaged_configuration_is_one_line_that_names_it(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_without_a_reward_asks_for_one_and_plain_distillation_needs_none(folders, tmp_path, capsys):
-    words = ["generate", "--prompt", "a red view", "--model", str(folders["sd15"]), "--runtime", "torch"]
-    words += ["--output", str(tmp_path / "run"), "--steps", "1", "--gaussians", "50", "--quiet"]
-    assert main(words) == 2
-    assert "--reward: expected a scorer beside a folder of Stable Diffusion" in capsys.readouterr().err
-    assert main([*words, "--policy-weight", "0", "--guide-weight", "0"]) == 0
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
