@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.config import Scene, Schedule
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors import Call
+from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.scene import Cameras, sample_cameras
 
 
@@ -62,7 +64,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     pictures, rendered = images.permute(0, 3, 1, 2), images.shape[1]
     if rendered % size == 0:
         return avg_pool2d(pictures, rendered // size)
-    return interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
+    return _bilinear(size)(pictures)
 
 
 def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
@@ -73,9 +75,13 @@ def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
         factor = rendered // size
         spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
     else:
-        shape = [*grad.shape[:2], rendered, rendered]
-        spread = torch.ops.aten.upsample_bilinear2d_backward(grad, [size, size], shape, False)
+        spread = _bilinear(size).vjp((rendered, rendered), grad)
     return spread.permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def _bilinear(size: int) -> Resize:
+    return Resize(size, "bilinear", squash=True)
 
 
 def part_of_run(values: tuple[float, ...], fraction: float) -> float:

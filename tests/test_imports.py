@@ -20,7 +20,7 @@ LEVELS = (
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),
     ("engines",),
-    ("kernels", "config"),
+    ("kernels", "config", "resampling"),
     ("files",),
     ("errors",),
     ("__init__",),

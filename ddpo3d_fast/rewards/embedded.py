@@ -12,14 +12,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
 from ddpo3d_fast.engines.torch import reproducible
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.resampling import Resize
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
 SIZE = 64  # pixels of the tower's input
+_RESIZE = Resize(SIZE, "bilinear", squash=True)
 
 
 def make_tower(widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool) -> nn.Sequential:
@@ -71,7 +73,7 @@ def to_tower_size(images: Tensor) -> Tensor:
         return images
     if size % SIZE == 0:
         return avg_pool2d(images, size // SIZE)
-    return interpolate(images, size=(SIZE, SIZE), mode="bilinear", antialias=size > SIZE, align_corners=False)
+    return _RESIZE(images)
 
 
 class EmbeddedScorer:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
 from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
+from ddpo3d_fast.resampling import Resize
 
 GRADIENT_SCALE = 256.0  # of a picture's gradient inside its tower, where a pixel's share is 1e-4 or less
 
@@ -35,48 +36,6 @@ class Tower:
     std: Sequence[float]
     interpolation: str = "bicubic"  # or bilinear
     squash: bool = False  # both sides to `size`, instead of the short one and a crop
-
-
-class Resize:
-    """Pictures [B, 3, H, W] to [B, 3, size, size]: open_clip's resize of the short side and centre crop.
-
-    Both are linear in the picture, one matrix for its rows and one for its columns. Made of products alone,
-    the gradient is the same to the bit every time, on a GPU too, where torch's own gradient of a resize is
-    not. Like open_clip's transform of a tensor, and unlike that of a PIL picture, it neither rounds to 8 bits
-    nor cuts off what bicubic weights leave outside [0, 1] at a hard edge.
-    """
-
-    def __init__(self, size: int, interpolation: str = "bicubic", squash: bool = False) -> None:
-        self.size, self.interpolation, self.squash = size, interpolation, squash
-        self._known: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        rows, columns = self._matrices(images)
-        return rows @ (images @ columns.T)
-
-    def vjp(self, images: Tensor, grad: Tensor) -> Tensor:
-        """Gradient with respect to pictures of this shape [B, 3, H, W], from one [B, 3, size, size]."""
-        rows, columns = self._matrices(images)
-        return (rows.T @ grad) @ columns
-
-    def _matrices(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [size, H] and [size, W]."""
-        height, width = images.shape[-2:]
-        key = (height, width, images.device)
-        if key not in self._known:
-            rows, columns = (self._matrix(side, min(height, width)) for side in (height, width))
-            self._known[key] = rows.to(images.device), columns.to(images.device)
-        return self._known[key]
-
-    def _matrix(self, length: int, short: int) -> Tensor:
-        """What the resize does to the identity, for one side of a picture, in float64 until it is known."""
-        full = self.size if self.squash or length == short else int(self.size * length / short)
-        first = round((full - self.size) / 2)
-        identity = torch.eye(length, dtype=torch.float64)[None, None]
-        every = interpolate(
-            identity, size=(full, length), mode=self.interpolation, antialias=True, align_corners=False
-        )
-        return every[0, 0, first : first + self.size].float()
 
 
 class Scorer(nn.Module):
@@ -175,7 +134,7 @@ class TowerReward:
         if not prompts:
             return images.new_zeros(0), torch.zeros_like(images)
         outputs = self._scorer_vjp(images=self._resize(images), **self._text(prompts))
-        return outputs["scores"], self._resize.vjp(images, outputs["gradient"])
+        return outputs["scores"], self._resize.vjp(images.shape, outputs["gradient"])
 
     @property
     def runtime(self) -> str:

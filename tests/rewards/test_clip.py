@@ -15,9 +15,10 @@ from torch.nn.functional import cosine_similarity, normalize
 from ddpo3d_fast.engines import load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.rewards import make_reward
 from ddpo3d_fast.rewards.clip import OPENAI, clip_reward, hub_file, load_open_clip
-from ddpo3d_fast.rewards.tower import Resize, Tower, TowerReward
+from ddpo3d_fast.rewards.tower import Tower, TowerReward
 
 PROMPTS = ["a red ball", "a blue cube, studio light", "a red ball"]
 SIZES = [(64, 64), (224, 224), (512, 512), (257, 257), (225, 301), (333, 97), (37, 51), (613, 401)]
@@ -77,7 +78,7 @@ def test_resize_vjp_is_the_gradient(size):
     leaf = images.double().requires_grad_()
     theirs = torch.stack([transform(32)(image) for image in leaf])
     (expected,) = torch.autograd.grad(theirs, leaf, grad.double())
-    assert relative(resize.vjp(images, grad), expected) <= 1e-6
+    assert relative(resize.vjp(images.shape, grad), expected) <= 1e-6
 
 
 @pytest.fixture(params=["vit", "resnet", "coca"])
