@@ -1,14 +1,18 @@
-"""The GPU and its tools, as they stand beside figures; and Ctrl-C's twin, which ends a run well."""
+"""The GPU and its tools, as they stand beside figures."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
+from ddpo3d_fast.files import write_text
 from ddpo3d_fast.info import cores, cpu_model
 
 
@@ -66,6 +70,13 @@ def nvcc_version() -> str:
     return found.group(1) if found else "unknown"
 
 
-def raise_interrupt(*_: object) -> NoReturn:
-    """A handler that makes SIGTERM what Ctrl-C is."""
-    raise KeyboardInterrupt
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, required=True)
+    facts = hardware()
+    write_text(parser.parse_args().json, json.dumps(facts) + "\n")
+    print(f"{facts['device']}, driver {facts.get('driver_version', 'unknown')}, torch {facts['torch']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -43,10 +43,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from gpu_machine import hardware, nvidia_smi, raise_interrupt
+from gpu_machine import hardware, nvidia_smi
 from rasterizer import ball_scene
 from rasterizer_peers import PARAMETERS, PEERS, Contestant, Peer, find_peers, first_line, our_autograd
 from rasterizer_work import BYTES, INSTRUCTIONS, Ceilings, count_contributions, floors
+from stages import raise_interrupt
 from torch import Tensor
 
 from ddpo3d_fast import kernels

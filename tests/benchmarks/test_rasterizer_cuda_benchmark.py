@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,43 +17,9 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import kernels
-from ddpo3d_fast.kernels import _backend
 
 Load = Callable[[str], ModuleType]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def benchmark(load_benchmark: Load, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = load_benchmark("rasterizer_cuda")
-    monkeypatch.setattr(module, "DEVICE", CPU)
-    return module
-
-
-@pytest.fixture
-def emulated(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark with the emulated backend for a device, and calls that are repeated for graphs."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    from simt import build
-
-    simt, ceilings = build.load(), benchmark.measure_ceilings
-
-    def device_ms(call: Callable[[], object], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return 1e3 * (time.perf_counter() - start) / calls
-
-    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
-    monkeypatch.setattr(_backend, "backend", lambda device: simt)
-    monkeypatch.setattr(benchmark, "synchronize", lambda: None)
-    monkeypatch.setattr(benchmark, "device_ms", device_ms)
-    monkeypatch.setattr(benchmark, "captured", lambda call, pool: (call, call()))
-    monkeypatch.setattr(benchmark, "graph_pool", lambda: None)
-    monkeypatch.setattr(benchmark, "hardware", lambda: {"device": "emulated"})
-    monkeypatch.setattr(benchmark, "measure_ceilings", lambda: ceilings(floats=1024, side=16))
-    monkeypatch.setattr(benchmark.signal, "signal", lambda *_: None)
-    return benchmark
 
 
 # ---- Peers that render with our CPU backend, by the conventions that their users know
