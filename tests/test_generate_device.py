@@ -4,7 +4,8 @@ so that whatever waits for one fails, and so do most operations on tensors of tw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -112,3 +113,20 @@ def make_four_steps(
     assert [step.split()[0] for step in steps[:4]] == ["rasterize_project"] * 4
     assert [step.split()[-2:] for step in steps[:4]] == [["rasterize_backward", "adam"]] * 4
     assert steps[4:] == [""]
+
+
+def test_all_of_a_run_on_a_gpu_is_on_its_own_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def stream(device: torch.device) -> Iterator[None]:
+        told.append(f"stream on {device}")
+        yield
+        told.append("end")
+
+    monkeypatch.setattr(generate, "choose_device", lambda wanted: (torch.device("cuda"), "CUDA"))
+    monkeypatch.setattr(generate, "own_stream", stream)
+    monkeypatch.setattr(generate, "_generate", lambda *_: told.append("the run"))
+    config = dataclasses.replace(settings.preset("draft", "a red ball"), output=tmp_path / "run")
+    generate.generate(config, RunFolder.create(config), lambda row: None)
+    assert told == ["stream on cuda", "the run", "end"]

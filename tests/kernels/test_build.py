@@ -71,13 +71,17 @@ case "$*" in
   *) exec NVCC "$@" ;;
 esac
 """
-REFUSES = """
+FAILS = """
 case "$*" in
   *--list-gpu-arch*) printf 'compute_75\\ncompute_80\\n' ;;
-  *) echo 'host_config.h:143:2: error: #error -- unsupported GNU version!' >&2; exit 1 ;;
+  *) END ;;
 esac
 """
-CRASHES = REFUSES.replace("echo", "kill -SEGV $$; echo")
+REFUSES = FAILS.replace(
+    "END", "echo 'host_config.h:143:2: error: #error -- unsupported GNU version!' >&2; exit 1"
+)
+NO_RUNTIME = FAILS.replace("END", "echo '/usr/bin/ld: cannot find -lcudadevrt' >&2; exit 1")
+CRASHES = FAILS.replace("END", "kill -SEGV $$")
 ANCIENT = """
 case "$*" in
   *--list-gpu-arch*) printf 'compute_35\\ncompute_70\\n' ;;
@@ -129,11 +133,12 @@ BROKEN = pytest.mark.parametrize(
     ("script", "reason"),
     [
         (REFUSES, "host_config.h:143:2: error: #error -- unsupported GNU version!"),
-        (CRASHES, "it cannot compile an empty kernel (Segmentation fault)"),
+        (NO_RUNTIME, "it cannot build an empty kernel (1) /usr/bin/ld: cannot find -lcudadevrt"),
+        (CRASHES, "it cannot build an empty kernel (Segmentation fault)"),
         (ANCIENT, "it knows none of the architectures 75, 80, 90 and 120"),
         (WITHOUT_LIST, "nvcc fatal : Unknown option 'list-gpu-arch'"),
     ],
-    ids=["refuses the compiler", "crashes", "too old", "cannot say"],
+    ids=["refuses the compiler", "no runtime", "crashes", "too old", "cannot say"],
 )
 
 
