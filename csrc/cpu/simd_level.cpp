@@ -30,15 +30,19 @@ SimdLevel simd_level() {
   const char *wish = std::getenv("DDPO3D_SIMD");
   if (!wish || !*wish)
     return best;
+  std::string levels; // that this processor has
   for (SimdLevel level : {SimdLevel::scalar, SimdLevel::avx2, SimdLevel::avx512}) {
-    if (std::string(wish) != name_of(level))
-      continue;
     if (level > best)
-      throw std::runtime_error(std::string("DDPO3D_SIMD=") + wish + ": the best this processor has is " +
-                               name_of(best));
-    return level;
+      break;
+    if (std::string(wish) == name_of(level))
+      return level;
+    levels += (levels.empty() ? "" : ", ") + std::string(name_of(level));
   }
-  throw std::runtime_error(std::string("DDPO3D_SIMD: expected scalar, avx2 or avx512, got '") + wish + "'");
+  std::string shown; // one short line of text, whatever came
+  for (const char *c = wish; *c && shown.size() < 40; ++c)
+    shown += *c >= ' ' && *c <= '~' ? *c : '?';
+  throw std::invalid_argument("DDPO3D_SIMD: expected a level of this processor (" + levels + "), got '" +
+                              shown + "'");
 }
 
 } // namespace ddpo3d_fast

@@ -35,10 +35,10 @@ def build_info() -> dict[str, Any]:
     """What was built and what of it runs here.
 
     `compiler`; `cuda`: was a CUDA backend built; `simd`: the level in use, scalar, avx2 or avx512 (the
-    environment variable DDPO3D_SIMD forces one); `threads`. With a CUDA backend also `cuda_targets`, the
-    architectures that it was built for, in CMake's words ("80-real", "90"); `cuda_toolkit` and `cuda_driver`,
-    the version of CUDA that it was built with and the newest that the driver here is for, 13000 being 13.0
-    and 0 no driver.
+    environment variable DDPO3D_SIMD forces one; ValueError where it names none of this processor's);
+    `threads`. With a CUDA backend also `cuda_targets`, the architectures that it was built for, in CMake's
+    words ("80-real", "90"); `cuda_toolkit` and `cuda_driver`, the version of CUDA that it was built with and
+    the newest that the driver here is for, 13000 being 13.0 and 0 no driver.
     """
     facts = {
         "compiler": _C.compiler(),

@@ -156,6 +156,15 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+@pytest.mark.parametrize("line", [f"{MUSHROOM} --preset draft", "render good.ply", "info"])
+def test_an_unknown_simd_level_is_wrong_input(
+    line: str, inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DDPO3D_SIMD", "foo")
+    level = "DDPO3D_SIMD: expected a level of this processor (scalar"
+    test_wrong_input_is_one_line_and_leaves_nothing(line, level, inputs, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(("line", "message"), CASES.items(), ids=CASES)
 def test_wrong_input_is_one_line_and_leaves_nothing(
     line: str,

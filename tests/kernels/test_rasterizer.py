@@ -129,17 +129,27 @@ def test_every_simd_level_matches_the_oracle(
     monkeypatch.setenv("DDPO3D_SIMD", level)
     try:
         assert kernels.build_info()["simd"] == level
-    except RuntimeError as error:
+    except ValueError as error:
         pytest.skip(str(error))
     truth = truth_of(name, truths)
     found = errors(compute(SCENES[name], truth["safe"]), truth)
     assert max(found.values()) <= TOLERANCE, found
 
 
-def test_an_unknown_simd_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DDPO3D_SIMD", "mmx")
-    with pytest.raises(RuntimeError, match="DDPO3D_SIMD: expected scalar, avx2 or avx512, got 'mmx'"):
-        kernels.rasterize_forward(**random_scene(0, count=1).arguments())
+@pytest.mark.parametrize("call", ["rasterize_forward", "build_info"])
+@pytest.mark.parametrize(
+    ("level", "shown"), [("mmx", "mmx"), ("AVX2", "AVX2"), ("a\nb\udcff", "a?b?"), ("x" * 10_000, "x" * 40)]
+)
+def test_an_unknown_simd_level_is_refused_in_one_short_line(
+    call: str, level: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDPO3D_SIMD", level)
+    arguments = random_scene(0, count=1).arguments() if call == "rasterize_forward" else {}
+    with pytest.raises(
+        ValueError, match=r"^DDPO3D_SIMD: expected a level of this processor \(scalar"
+    ) as error:
+        getattr(kernels, call)(**arguments)
+    assert str(error.value).endswith(f"), got '{shown}'")
 
 
 @pytest.mark.parametrize("name", ["cameras", "sh3", "far_out"])
