@@ -193,6 +193,9 @@ class Gaussians:
             antialiased: scale opacities by the root of the determinants' ratio.
             capacity: on CUDA, room for the tile lists, so that nothing waits for the device. Where it was too
                 small `update` does nothing: let it grow, and do both again. None: wait, and make room.
+
+        Raises:
+            TooManyEntries: a ValueError; the Gaussians are too large for so many or such large images.
         """
         if backgrounds is not None:
             backgrounds = backgrounds.to(self.device, non_blocking=True)
