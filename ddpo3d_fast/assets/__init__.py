@@ -1,10 +1,11 @@
 """What comes out of a run, and goes in again: ply files, pictures, turntables. Knows tensors and files."""
 
 from ddpo3d_fast.assets.images import contact_sheet, to_uint8, write_png, write_stills
-from ddpo3d_fast.assets.ply import PlyGaussians, read_ply, write_ply
+from ddpo3d_fast.assets.ply import FROM_FILE, PlyGaussians, read_ply, write_ply
 from ddpo3d_fast.assets.turntable import write_turntable
 
 __all__ = [
+    "FROM_FILE",
     "PlyGaussians",
     "contact_sheet",
     "read_ply",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpo3d_fast.assets.ply import PlyGaussians, read_ply, write_ply
+from ddpo3d_fast.assets.ply import OPAQUE, THIN, PlyGaussians, read_ply, write_ply
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.kernels import rasterize_forward
 from ddpo3d_fast.scene import Gaussians, orbit
@@ -19,7 +19,8 @@ BASE += ("rot_0", "rot_1", "rot_2", "rot_3")
 def gaussians(count=7, degree=0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((count, 3), (count, 4), (count, 3), (count,), (count, (degree + 1) ** 2, 3))
-    return PlyGaussians(*(torch.randn(shape, generator=generator) for shape in shapes))
+    numbers = PlyGaussians(*(torch.randn(shape, generator=generator) for shape in shapes))
+    return numbers._replace(quats=torch.nn.functional.normalize(numbers.quats, dim=1))
 
 
 def header(names=BASE, count=1, layout="ascii", kind="float"):
@@ -44,6 +45,32 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path, degree, count):
     for name, got, expected in zip(original._fields, read_ply(tmp_path / "a.ply"), original, strict=True):
         assert torch.equal(got, expected), name
         assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("length", [1e-30, 0.5, 1.0, 1.5, 1e30])
+def test_quaternions_are_written_with_length_one_and_turn_as_before(tmp_path, length):
+    original = gaussians(200)
+    write_ply(tmp_path / "a.ply", *original._replace(quats=length * original.quats))
+    body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")[1]
+    stored = torch.tensor(np.frombuffer(body, "<f4").reshape(200, -1)[:, -4:]).double()
+    assert (stored.norm(dim=1) - 1).abs().max() < 2e-7
+    assert (read_ply(tmp_path / "a.ply").quats - original.quats).abs().max() < 2e-7
+
+
+def test_a_quaternion_of_zero_is_no_rotation(tmp_path):
+    original = gaussians(3)
+    original.quats[1] = 0
+    write_ply(tmp_path / "a.ply", *original)
+    row = np.frombuffer((tmp_path / "a.ply").read_bytes().split(b"end_header\n")[1], "<f4").reshape(3, -1)[1]
+    assert np.linalg.norm(row[-4:]) == 1
+    w, x, y, z = read_ply(ascii_file(tmp_path, header() + ROW.replace("1", "0"))).quats[0].tolist()
+    assert (w, abs(x), y, z) == (0, 1, 0, 0)  # turned about x, as the whole file is
+
+
+def test_what_was_read_is_written_as_the_same_bytes(tmp_path):
+    write_ply(tmp_path / "a.ply", *gaussians(1000, degree=2)._replace(quats=torch.rand(1000, 4) + 0.1))
+    write_ply(tmp_path / "b.ply", *read_ply(tmp_path / "a.ply"))
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 
 def test_what_was_read_makes_a_scene(tmp_path):
@@ -130,12 +157,85 @@ def test_any_property_order_number_type_and_encoding_is_read(tmp_path, layout, k
         assert torch.equal(got, expected)
 
 
+def test_infinite_opacities_and_scales_are_read_as_what_they_mean(tmp_path):
+    row = "0 0 0 0 0 0 {} {} 0 0 1 0 0 0\n"
+    read = read_ply(
+        ascii_file(tmp_path, header(count=2) + row.format("inf", "-inf") + row.format("-inf", "0"))
+    )
+    assert read.logit_opacities.tolist() == [OPAQUE, -OPAQUE]
+    assert read.logit_opacities.sigmoid()[0] == 1
+    assert read.logit_opacities.sigmoid()[1] < 1e-8
+    assert read.log_scales.tolist() == [[THIN, 0, 0], [0, 0, 0]]
+
+
+def test_what_an_infinite_opacity_stands_for_is_drawn(tmp_path):
+    row = "0 0 0 1 1 1 {} {} -2 -2 1 0 0 0\n"
+    alphas = []
+    for opacity, scale in (("inf", "-2"), ("1000", "-2"), ("inf", "-inf"), ("-inf", "-2")):
+        path = ascii_file(tmp_path, header() + row.format(opacity, scale))
+        alphas.append(Gaussians(*read_ply(path)).render(orbit(1), 32, 32).alpha)
+    opaque, same, disc, clear = alphas
+    assert opaque.max() > 0.9
+    assert torch.equal(opaque, same)
+    assert 0 < disc.sum() < opaque.sum()
+    assert clear.max() == 0
+
+
 def test_foreign_properties_elements_and_line_ends_are_passed_over(tmp_path):
     head = header((*BASE, "red"), kind="float").replace("float red", "uchar red")
     head = head.replace("end_header", "element face 1\nproperty list uchar int vertex_indices\nend_header")
     path = tmp_path / "a.ply"
     path.write_bytes(head.replace("\n", "\r\n").encode() + b"0 0 0 0 0 0 0 0 0 0 1 0 0 0 255\r\n3 0 0 0\r\n")
     assert read_ply(path).means.shape == (1, 3)
+
+
+@pytest.mark.parametrize("layout", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("place", ["before", "among"])
+def test_elements_before_the_vertices_and_lists_among_them_are_passed_over(tmp_path, layout, place):
+    original, end = gaussians(3), ">" if "big" in layout else "<"
+    write_ply(tmp_path / "a.ply", *original)
+    table = np.frombuffer((tmp_path / "a.ply").read_bytes().split(b"end_header\n")[1], "<f4").reshape(3, -1)
+
+    def numbers(values, kind):
+        if layout == "ascii":
+            return (" ".join(repr(value.item()) for value in np.atleast_1d(values)) + "\n").encode()
+        return np.asarray(values).astype(end + kind).tobytes()
+
+    def items(*values):
+        return numbers([len(values)], "u2") + numbers(np.array(values), "i4")
+
+    head = header(["x", "y", "z", "nx", "ny", "nz", *BASE[3:]], 3, layout)
+    lists = [items(), items(7), items(7, 8, 9)]
+    if place == "before":
+        before = "element camera 2\nproperty double fov\nproperty list ushort int shape\nproperty char id\n"
+        before += "element empty 5\nelement none 0\nproperty list int float x\n"
+        head = head.replace("element vertex", before + "element vertex")
+        body = numbers([0.5], "f8") + lists[2] + numbers([1], "i1")
+        body += numbers([0.7], "f8") + lists[0] + numbers([2], "i1")
+        body += b"".join(numbers(row, "f4") for row in table)
+    else:
+        head = head.replace("property float y", "property list ushort int ids\nproperty float y")
+        head = head.replace("end_header", "property list ushort int last\nend_header")
+        body = b"".join(
+            numbers(row[:1], "f4") + lists[index] + numbers(row[1:], "f4") + lists[2 - index]
+            for index, row in enumerate(table)
+        )
+    (tmp_path / "b.ply").write_bytes(head.encode() + body)
+    for got, expected in zip(read_ply(tmp_path / "b.ply"), original, strict=True):
+        assert torch.equal(got, expected)
+    for length in range(len(body)):
+        (tmp_path / "b.ply").write_bytes(head.encode() + body[:length])
+        if layout != "ascii" or length < len(body) - 20:  # a number may well lose its last digits
+            with pytest.raises(InputError, match="truncated"):
+                read_ply(tmp_path / "b.ply")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_comments_may_be_in_any_language(tmp_path, encoding):
+    comment = "comment Größe Å à \x85 \x1c é\nobj_info Ü\n"
+    text = header().replace("element", comment + "element", 1) + ROW
+    (tmp_path / "a.ply").write_bytes(text.encode(encoding))
+    assert len(read_ply(tmp_path / "a.ply").means) == 1
 
 
 # ---- broken files ------------------------------------------------------------------------------------
@@ -155,10 +255,23 @@ ROW = "0 0 0 0 0 0 0 0 0 0 1 0 0 0\n"
         (header().replace("vertex 1", "vertex -1") + ROW, "corrupt ply header: 'element vertex -1'"),
         (header().replace("vertex 1", "vertex many") + ROW, "corrupt ply header: 'element vertex many'"),
         (header().replace("float x", "quaternion x") + ROW, "corrupt ply header: 'property quaternion x'"),
-        (header().replace("float x", "list uchar int x") + ROW, "corrupt ply header: 'property list"),
+        (header().replace("float x", "list uchar int x") + ROW, "no property x: not a 3D Gaussian splat"),
+        (header().replace("float x", "list float int x") + ROW, "corrupt ply header: 'property list float"),
+        (header().replace("vertex 1", f"vertex {'9' * 5000}") + ROW, "corrupt ply header: 'element vertex 9"),
+        (
+            header().replace("end_header", "element vertex 1\nend_header"),
+            "element vertex twice",
+        ),
         (header().replace("element vertex", "property float w\nelement vertex"), "corrupt ply header"),
         (header((*BASE, "x")), "corrupt ply header: property x twice"),
-        (header().replace("element vertex", "element face 3\nelement vertex"), "expected vertices first"),
+        (
+            header().replace("element vertex", "element face 3\nproperty int a\nelement vertex") + "1 2",
+            "truncated: 3 rows of element face need 3 numbers, got 2",
+        ),
+        (
+            header().replace("element vertex", "element f 1\nproperty list int int a\nelement vertex") + "-1",
+            "corrupt f: a list of -1",
+        ),
         (header(("x", "y", "z")) + "0 0 0\n", "no property rot_0: not a 3D Gaussian splat"),
         (header([name for name in BASE if name != "opacity"]) + ROW, "no property opacity"),
         (header([name for name in BASE if name != "f_dc_2"]) + ROW, "no property f_dc_2"),
@@ -178,7 +291,10 @@ ROW = "0 0 0 0 0 0 0 0 0 0 1 0 0 0\n"
         ),
         (header(count=2) + ROW + "inf" + ROW[1:], "vertex 1: x is inf"),
         (header() + "1e39" + ROW[1:], "vertex 0: x is inf"),
-        (header() + ROW.replace("1", "0"), "vertex 0: the quaternion rot_0..3 is zero"),
+        (header() + "0 0 0 0 0 0 0 inf 0 0 1 0 0 0", "vertex 0: scale_0 is inf"),
+        (header() + "0 0 0 inf 0 0 0 0 0 0 1 0 0 0", "vertex 0: f_dc_0 is inf"),
+        (header() + "0 0 0 0 0 0 0 0 0 0 inf 0 0 0", "vertex 0: rot_0 is inf"),
+        (header() + "0 0 0 0 0 0 nan 0 0 0 1 0 0 0", "vertex 0: opacity is nan"),
     ],
 )
 def test_a_broken_file_is_one_line_that_names_file_and_problem(tmp_path, text, message):

@@ -102,6 +102,7 @@ PLYS = {
     "render good.ply --elevation nan": "--elevation: expected a number from -90 to 90, got nan",
     "render good.ply --background whitish": "--background: expected a colour's name",
     "render good.ply --background 0,0,255": "--background: expected a colour's name",
+    "render a.spz": "a.spz: an SPZ file, which is not read here; make a ply of it: npx @playcanvas",
     "render good.ply --output turn.gif": "--output: expected FILE.mp4, FILE.png or a folder, got turn.gif",
     "render good.ply --stills --output a.mp4": "--output: expected a folder for stills, got a.mp4",
     "render good.ply --output good.ply/a.png": "cannot write good.ply/a.png",
@@ -131,6 +132,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header, body = good.split(b"end_header\n")
     row = len(body) // 3
     nan = b"\x00\x00\xc0\x7f"
+    (folder / "a.spz").write_bytes(b"\x1f\x8b")
     (folder / "empty.ply").write_bytes(b"")
     (folder / "header.ply").write_bytes(good.replace(b"element vertex", b"element vertices of"))
     (folder / "truncated.ply").write_bytes(good[:-5])
