@@ -39,6 +39,7 @@ from ddpo3d_fast.scene import (
     outside_hull,
     prune,
     relocate,
+    render_each,
     unsupported,
 )
 from ddpo3d_fast.schedule import (
@@ -367,15 +368,10 @@ def export(gaussians: Gaussians, folder: Path) -> list[Path]:
     ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
     write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
     write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))
-    cameras = orbit(8, elevation=math.radians(15))
-    views = asset.render(cameras, 256, 256, torch.ones(8, 3), antialiased=False).rgb
-    write_png(preview, contact_sheet(views, columns=4))
+    write_png(preview, contact_sheet(torch.stack(list(turntable_frames(asset, 8, 256))), columns=4))
     return [ply, video, preview]
 
 
 def turntable_frames(asset: Gaussians, count: int, size: int) -> Iterator[Tensor]:
-    """`count` white-backed frames [size, size, 3] of one turn, rendered a few at a time."""
-    cameras = orbit(count)
-    for start in range(0, count, 8):
-        chunk = cameras[start : start + 8]
-        yield from asset.render(chunk, size, size, torch.ones(len(chunk), 3)).rgb
+    """`count` white-backed frames [size, size, 3] of one turn."""
+    return (view.rgb for view in render_each(asset, orbit(count), size, torch.ones(3)))

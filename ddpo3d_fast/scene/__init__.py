@@ -5,12 +5,14 @@ from ddpo3d_fast.scene.densify import ScreenGradients, densify, prune, relocate
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
     "Cameras",
     "Gaussians",
     "LearningRates",
     "ScreenGradients",
+    "View",
     "Views",
     "densify",
     "initial_ball",
@@ -20,6 +22,7 @@ __all__ = [
     "outside_hull",
     "prune",
     "relocate",
+    "render_each",
     "sample_cameras",
     "unsupported",
 ]
