@@ -54,6 +54,13 @@ class Render:
     """views in one turn (default: 90 of a turntable, else 8)"""
     elevation: float = 15.0
     """of the camera above the horizon, degrees"""
+    radius: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """distance of the camera from the centre, in the file's units; a small one looks around inside a room
+    (default: the scene fills the picture, floaters and sky left out)"""
+    center: Annotated[str, tyro.conf.arg(metavar="X,Y,Z", help_behavior_hint="")] = ""
+    """what the camera looks at, in the file's coordinates (default: the middle of the scene)"""
+    up: Literal["y", "-y", "z", "-z", "x", "-x"] = "-y"
+    """the axis of the file that points up"""
     background: Annotated[str, tyro.conf.arg(metavar="COLOR")] = "white"
     """a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False

@@ -9,22 +9,18 @@ import functools
 import importlib.util
 import json
 import logging
-import math
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.errors import FallbackWarning, InputError, suggestion
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddpo3d_fast.arguments import Generate, Render
+    from ddpo3d_fast.arguments import Generate
     from ddpo3d_fast.config import Config
     from ddpo3d_fast.generate import Result
     from ddpo3d_fast.progress import Style
@@ -70,8 +66,6 @@ PACKAGES = {
     "av": "av",
     "tqdm": "tqdm",
 }
-FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else
-_CHUNK = 8  # views rendered at a time
 # What a path of the user's may bring about, wherever it is looked at.
 _USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -212,80 +206,9 @@ def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
 
 def _render(words: list[str]) -> None:
     from ddpo3d_fast.arguments import Render, parse
+    from ddpo3d_fast.render import render
 
-    settings = parse(Render, words)
-    _check_render(settings)
-    output, background = _render_output(settings), parse_color(settings.background)
-
-    from ddpo3d_fast.assets import contact_sheet, read_ply, write_png, write_stills, write_turntable
-    from ddpo3d_fast.scene import Gaussians, orbit
-
-    gaussians = Gaussians(**read_ply(settings.asset)._asdict())
-    count = settings.views or (FRAMES if output.suffix.lower() == ".mp4" else STILLS)
-    cameras = orbit(count, math.radians(settings.elevation))
-
-    def views() -> Iterator[Tensor]:
-        import torch
-
-        backgrounds = torch.tensor([background]).repeat(_CHUNK, 1)
-        for start in range(0, count, _CHUNK):
-            chunk = cameras[start : start + _CHUNK]
-            yield from gaussians.render(chunk, settings.size, settings.size, backgrounds[: len(chunk)]).rgb
-
-    if settings.stills or not output.suffix:
-        write_stills(output, views())
-    elif output.suffix.lower() == ".mp4":
-        write_turntable(output, views())
-    else:
-        import torch
-
-        write_png(output, contact_sheet(torch.stack(list(views()))))
-    print(output)
-
-
-def _check_render(settings: Render) -> None:
-    ranges: dict[str, tuple[Any, float, float]] = {
-        "--size": (settings.size, 1, 4096),
-        "--views": (1 if settings.views is None else settings.views, 1, 3600),
-        "--elevation": (settings.elevation, -90, 90),
-    }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InputError(f"{name}: expected a number from {low:g} to {high:g}, got {value:g}")
-    if not settings.asset.is_file():
-        reason = "is a folder" if settings.asset.is_dir() else "does not exist"
-        raise InputError(f"asset: expected a ply file, got {settings.asset}, which {reason}")
-
-
-def _render_output(settings: Render) -> Path:
-    """Where the views go; a path without a suffix, or of a folder, is a folder of stills."""
-    asset, output = settings.asset, settings.output
-    if output is None:
-        return asset.with_name(f"{asset.stem}-stills") if settings.stills else asset.with_suffix(".mp4")
-    if settings.stills or output.is_dir() or not output.suffix:
-        if output.is_file() or output.suffix.lower() in (".mp4", ".png"):
-            raise InputError(f"--output: expected a folder for stills, got {output}")
-        return output
-    if output.suffix.lower() not in (".mp4", ".png"):
-        raise InputError(f"--output: expected FILE.mp4, FILE.png or a folder, got {output}")
-    return output
-
-
-def parse_color(text: str) -> tuple[float, float, float]:
-    """Red, green and blue in [0, 1] of a colour's name, of #rrggbb or of three numbers. Raises InputError."""
-    from PIL import ImageColor
-
-    try:
-        if text.count(",") == 2:
-            red, green, blue = (float(part) for part in text.split(","))
-        else:
-            red, green, blue = (part / 255 for part in ImageColor.getrgb(text)[:3])
-        if not all(0 <= part <= 1 for part in (red, green, blue)):
-            raise ValueError
-    except ValueError:
-        expected = "a colour's name, #rrggbb, or r,g,b from 0 to 1"
-        raise InputError(f"--background: expected {expected}, got {text!r}") from None
-    return red, green, blue
+    print(render(parse(Render, words)))
 
 
 def _info(words: list[str]) -> None:

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
+    ("render",),
     ("arguments", "progress", "generate"),
     ("run", "control", "graphs", "schedule"),
     ("info",),

@@ -2,6 +2,7 @@
 
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
 from ddpo3d_fast.scene.densify import ScreenGradients, densify, prune, relocate
+from ddpo3d_fast.scene.framing import Frame, frame_of, framed
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
@@ -9,12 +10,15 @@ from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
     "Cameras",
+    "Frame",
     "Gaussians",
     "LearningRates",
     "ScreenGradients",
     "View",
     "Views",
     "densify",
+    "frame_of",
+    "framed",
     "initial_ball",
     "initial_cloud",
     "look_at_origin",

@@ -39,6 +39,12 @@ class Cameras:
         viewmats, azimuth, elevation = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return Cameras(viewmats, azimuth, elevation, self.fov_y)
 
+    def turned(self, rotation: Tensor) -> Cameras:
+        """Cameras that see the world as these see it after a rotation [3, 3] about the origin."""
+        viewmats = self.viewmats.clone()
+        viewmats[:, :3, :3] = self.viewmats[:, :3, :3] @ rotation.to(self.viewmats)
+        return Cameras(viewmats, self.azimuth, self.elevation, self.fov_y)
+
     def intrinsics(self, width: int, height: int) -> Tensor:
         """[C, 3, 3] float32 intrinsics in pixels, with pixel centres at +0.5 and square pixels."""
         focal = 0.5 * height / math.tan(0.5 * self.fov_y)
