@@ -126,7 +126,7 @@ def test_a_run_sees_the_pictures_and_timesteps_of_ours(
     guide, loss = ScoreDistillation.__call__, baseline.distillation_loss
 
     def recorded_guide(self: Any, pictures: Tensor, inputs: dict[str, Tensor], acting: bool) -> Any:
-        ours.extend(zip(pictures.clone(), inputs["timesteps"], strict=True))
+        ours.extend(zip(pictures.clone(), inputs["timesteps"].clone(), strict=True))
         return guide(self, pictures, inputs, acting)
 
     def recorded_loss(prior: Any, picture: Tensor, timestep: Tensor, *rest: Any) -> Any:
