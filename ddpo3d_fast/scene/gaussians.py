@@ -182,6 +182,7 @@ class Gaussians:
         height: int,
         backgrounds: Tensor | None = None,
         antialiased: bool = False,
+        max_entries: int | None = None,
         capacity: TileCapacity | None = None,
     ) -> Views:
         """Renders the scene for C cameras, on the scene's device and with no autograd graph.
@@ -191,6 +192,8 @@ class Gaussians:
             width, height: image size in pixels.
             backgrounds: [C, 3] colours in [0, 1], here or on the CPU; black if None.
             antialiased: scale opacities by the root of the determinants' ratio.
+            max_entries: limit to the pairs of a tile and a Gaussian, as for `rasterize`, which raises
+                TooManyEntries.
             capacity: on CUDA, room for the tile lists, so that nothing waits for the device. Where it was too
                 small `update` does nothing: let it grow, and do both again. None: wait, and make room.
 
@@ -213,6 +216,7 @@ class Gaussians:
             backgrounds=backgrounds,
             antialiased=antialiased,
             activated=False,
+            max_entries=max_entries,
             capacity=capacity,
         )
         return Views(out.rgb, out.alpha, out.depth, out.radii, state)

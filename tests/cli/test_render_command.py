@@ -19,7 +19,7 @@ from ddpo3d_fast.generate import turntable_frames
 from ddpo3d_fast.info import choose_device, machine, report
 from ddpo3d_fast.kernels import build_info
 from ddpo3d_fast.render import parse_color
-from ddpo3d_fast.scene import Gaussians, gaussians, initial_cloud
+from ddpo3d_fast.scene import Gaussians, gaussians, initial_cloud, view_batches
 
 from .conftest import Command
 
@@ -141,16 +141,17 @@ def test_a_scene_too_heavy_for_many_views_at_once_is_rendered(
     command: Command, ply: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     light = command("render", "asset.ply", "--size", "16", "--output", "light.png")
-    render = gaussians.rasterize_forward
+    views, render = [], gaussians.rasterize_forward
 
     def limited(*arguments: Any, **options: Any) -> Any:
-        if len(arguments[5]) > 1:
-            raise ValueError("rasterize: 9000000000 pairs of a tile and a Gaussian")
+        views.append(len(arguments[5]))
         return render(*arguments, **options)
 
     monkeypatch.setattr(gaussians, "rasterize_forward", limited)
+    monkeypatch.setattr(view_batches, "PAIRS_AT_ONCE", 100)  # 50 Gaussians
     heavy = command("render", "asset.ply", "--size", "16", "--output", "heavy.png")
     assert (light.code, heavy.code, heavy.err) == (0, 0, "")
+    assert max(views[1:]) < views[0] == 8
     assert Path("light.png").read_bytes() == Path("heavy.png").read_bytes()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ddpo3d_fast.kernels import TooManyEntries
 from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit, render_each, view_batches
 
 WHITE = torch.ones(3)
@@ -10,18 +11,15 @@ WHITE = torch.ones(3)
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The numbers of views of every call of the rasterizer, and what refuses calls of more than `most`."""
+    """The numbers of views of every call of the rasterizer."""
     counts, render = [], Gaussians.render
 
-    def counted(self, cameras, *sizes):
+    def counted(self, cameras, *sizes, **limits):
         counts.append(len(cameras))
-        if len(cameras) > counted.most:
-            raise ValueError(f"rasterize: {len(cameras)} views need more pairs than the limit")
-        return render(self, cameras, *sizes)
+        return render(self, cameras, *sizes, **limits)
 
-    counted.most = 1000
     monkeypatch.setattr(Gaussians, "render", counted)
-    return counts, counted
+    return counts
 
 
 def rendered(scene, views, size=48):
@@ -38,31 +36,29 @@ def test_the_pictures_are_those_of_one_call():
 
 def test_a_light_scene_takes_eight_views_a_call(calls):
     assert len(rendered(initial_cloud(200, seed=0), 20)) == 20
-    assert calls[0] == [1, 8, 8, 3]
+    assert calls == [8, 8, 4]
 
 
-def test_a_heavy_scene_takes_fewer(calls, monkeypatch):
+def test_a_heavy_scene_takes_as_many_as_there_is_room_for(calls, monkeypatch):
     scene = initial_cloud(200, seed=0)
     scene.log_scales.fill_(1.0)  # each Gaussian covers all nine tiles
-    for room, expected in ((200 * 9 * 3, [1, 3, 3, 2]), (200 * 9, [1] * 9), (1, [1] * 9)):
-        calls[0].clear()
+    whole = scene.render(orbit(9), 48, 48, torch.ones(9, 3)).rgb
+    for room, expected in ((200 * 9 * 3, [8, 3, 3, 3]), (200 * 9, [8] + [1] * 9), (1, [8] + [1] * 9)):
+        calls.clear()
         monkeypatch.setattr(view_batches, "PAIRS_AT_ONCE", room)
-        assert len(rendered(scene, 9)) == 9
-        assert calls[0] == expected
+        assert torch.equal(torch.stack([view.rgb for view in rendered(scene, 9)]), whole)
+        assert calls == expected
 
 
-def test_where_the_rasterizer_refuses_half_as_many_are_tried(calls):
-    calls[1].most = 3
+def test_views_of_unlike_weight_all_find_room(calls, monkeypatch):
     scene = initial_cloud(200, seed=0)
-    views = rendered(scene, 8)
-    assert calls[0] == [1, 7, 4, 2, 2, 2, 1]
-    calls[1].most = 1000
-    whole = scene.render(orbit(8), 48, 48, torch.ones(8, 3)).rgb
-    assert torch.equal(torch.stack([view.rgb for view in views]), whole)
+    monkeypatch.setattr(view_batches, "PAIRS_AT_ONCE", 3000)
+    assert len(rendered(scene, 8)) == 8
+    assert calls[0] == 8 > max(calls[1:])
 
 
-def test_what_not_even_one_view_has_room_for_is_told(calls):
-    calls[1].most = 0
-    with pytest.raises(ValueError, match="need more pairs than the limit"):
+def test_what_not_even_one_view_has_room_for_is_told(monkeypatch):
+    monkeypatch.setattr(view_batches, "PAIRS_AT_ONCE", 10)
+    monkeypatch.setattr("ddpo3d_fast.kernels.rasterizer.DEFAULT_MAX_ENTRIES", 10)
+    with pytest.raises(TooManyEntries, match="expected at most 10"):
         rendered(initial_cloud(200, seed=0), 8)
-    assert calls[0] == [1]
