@@ -51,7 +51,7 @@ from kernels.test_rasterizer_no_opacity import (  # noqa: F401
 )
 
 from ddpo3d_fast import kernels
-from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.kernels import _backend, _entries
 from ddpo3d_fast.kernels.rasterizer import cuda_plan
 
 from . import build
@@ -222,7 +222,9 @@ def test_a_launch_that_outlives_its_capacity_writes_to_nobody_elses_memory(
     alive.append(kernels.rasterize_forward(**SCENES["cameras"].arguments(), capacity=third))
     others = third.needed
     assert others != needed
+    kept = [range(block.data_ptr(), block.data_ptr() + block.nbytes) for block in _entries._blocks]
     for arguments, named in launches[:2]:
+        assert any(named["needed"] in block for block in kept)  # else the launch would spoil the heap
         launch(*arguments, **named)
     assert not any(number.any() for number in taken)
     assert (second.needed, third.needed) == (needed, others)
