@@ -9,7 +9,6 @@ user to discard; a file `refused` in it says that building it anew was tried, an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from ddpo3d_fast.engines.network import Network
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.files import flush
+from ddpo3d_fast.files import flush, locked
 
 MANIFEST, REFUSED = "manifest.json", "refused"
 
@@ -88,10 +87,10 @@ def clear() -> int:
     whole, folder = len(entries()), cache_folder()
     try:
         for path in _folders():
-            with _locked(_lock_of(path)):
+            with locked(_lock_of(path)):
                 _remove(path)
         for lock in folder.glob(".*.lock"):
-            with _locked(lock):
+            with locked(lock):
                 lock.unlink()
         for timings in folder.glob("timings-*"):  # of TensorRT's builder, for all its plans
             timings.unlink()
@@ -116,7 +115,7 @@ def find_or_build(
     if fresh:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(_lock_of(path)):
+            with locked(_lock_of(path)):
                 if _entry(path) is None:
                     _remove(path)
                     _sweep()
@@ -138,7 +137,7 @@ def discard(used: list[Entry], again: bool = True) -> bool:
     """
     hope = again and not all(entry.fresh or entry.refused for entry in used)
     for entry in used:
-        with contextlib.suppress(OSError), _locked(_lock_of(entry.path)):
+        with contextlib.suppress(OSError), locked(_lock_of(entry.path)):
             now = _entry(entry.path)
             if now is None or now.stamp != entry.stamp:
                 continue
@@ -276,28 +275,5 @@ def _sweep() -> None:
     """Removes what builders left behind who died: their locks are free."""
     for path in _folders():
         if path.name.startswith("."):
-            with contextlib.suppress(BlockingIOError), _locked(_lock_of(path), fcntl.LOCK_NB):
+            with contextlib.suppress(BlockingIOError), locked(_lock_of(path), wait=False):
                 _remove(path)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, flags: int = 0) -> Iterator[None]:
-    """Waits until no other process is in the same block; the system frees the lock of one that dies."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-            if not _is_at(descriptor, path):
-                continue  # `clear` removed it while this one waited
-            yield
-            return
-        finally:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still has this path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
