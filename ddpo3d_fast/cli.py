@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.errors import FallbackWarning, InputError, suggestion
+from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, suggestion
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
@@ -137,6 +138,10 @@ def _run(words: list[str]) -> int:
             f"{words[0]} needs more packages (missing: {', '.join(missing)}): "
             "pip install 'ddpo3d-fast[generate]'"
         )
+    for before, word in itertools.pairwise(words):
+        option, equals, value = word.partition("=")
+        given = (option, value) if equals and option.startswith("--") else (before, word)
+        check_text(given[0] if given[0].startswith("--") else words[0], given[1])
     commands[words[0]](words[1:])
     return 0
 

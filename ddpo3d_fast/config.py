@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, check_text, number
 
 Preset = Literal["draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty"]
 
@@ -342,19 +342,22 @@ def validate(config: Config) -> Config:
                 low, high = _RANGES[name]
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                     raise InputError(
-                        f"{flag(name)}: expected a number from {low:g} to {high:g}, got {value!r}"
+                        f"{flag(name)}: expected a number from {number(low)} to {number(high)}, got {value!r}"
                     )
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, (str, Path)):
+                    check_text(flag(name), str(text))
     if not config.prompt.strip():
         raise InputError("--prompt: expected some words, got nothing")
     if config.schedule.min_timestep > config.schedule.max_timestep:
         raise InputError(
-            f"--min-timestep: expected at most --max-timestep ({config.schedule.max_timestep:g}), "
-            f"got {config.schedule.min_timestep:g}"
+            f"--min-timestep: expected at most --max-timestep ({number(config.schedule.max_timestep)}), "
+            f"got {number(config.schedule.min_timestep)}"
         )
     if config.schedule.min_elevation > config.schedule.max_elevation:
         raise InputError(
-            f"--min-elevation: expected at most --max-elevation ({config.schedule.max_elevation:g}), "
-            f"got {config.schedule.min_elevation:g}"
+            f"--min-elevation: expected at most --max-elevation ({number(config.schedule.max_elevation)}), "
+            f"got {number(config.schedule.min_elevation)}"
         )
     for text in config.distillation.lora:
         adapter(text)
@@ -376,7 +379,7 @@ def validate(config: Config) -> Config:
     if config.distillation.residual in ("csd", "nfsd") and config.distillation.guidance_rescale:
         raise InputError(
             f"--guidance-rescale: expected 0 with --residual {config.distillation.residual}, "
-            f"got {config.distillation.guidance_rescale:g}"
+            f"got {number(config.distillation.guidance_rescale)}"
         )
     reward = config.reward
     if reward.policy_weight and reward.baseline == "group":

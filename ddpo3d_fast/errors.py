@@ -1,15 +1,25 @@
 """What a user is told: that the input is wrong, what was perhaps meant, what a run has to do without."""
 
 import difflib
+import re
 from collections.abc import Sequence
+
+_LONG = 300  # characters of a value that are told as they are
+_LONGEST = 1500  # characters of a message
+_QUOTED = re.compile(rf"""(?<!\w)(["'])((?:(?!\1)[^\\]|\\.){{{_LONG},}})\1""", re.DOTALL)
 
 
 class InputError(ValueError):
     """Wrong input from the user: a path, a file, a prompt, a setting. The message is one line.
 
     The command line prints the message alone, without a stack trace, and exits with code 2. Errors in the
-    use of the Python functions stay plain ValueError and TypeError.
+    use of the Python functions stay plain ValueError and TypeError. What the message quotes of the user's is
+    cut to its two ends where it is long.
     """
+
+    def __init__(self, message: str) -> None:
+        message = _QUOTED.sub(lambda found: found[1] + _cut(found[2], _LONG) + found[1], message)
+        super().__init__(_cut(message, _LONGEST))
 
 
 class FallbackWarning(UserWarning):
@@ -17,6 +27,20 @@ class FallbackWarning(UserWarning):
 
     The command line prints it.
     """
+
+
+def number(value: float) -> str:
+    """A number as people write it: a whole one with all its digits, another with six."""
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+    return str(int(value)) if whole else f"{value:g}"
+
+
+def check_text(argument: str, text: str) -> None:
+    """Raises InputError for text that is none: bytes of a command line that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{argument}: expected text in UTF-8, got {text!a}") from None
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -29,3 +53,10 @@ def first_line(error: Exception) -> str:
     """The first line of an exception's message, 200 characters at the most; its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def _cut(text: str, length: int) -> str:
+    """The text, without its middle where it is longer."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length * 2 // 3]} ... {text[-length // 3 :]}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.errors import FallbackWarning, InputError, number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,9 @@ def _check(settings: Render) -> None:
     }
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
-            raise InputError(f"{name}: expected a number from {low:g} to {high:g}, got {value:g}")
+            raise InputError(
+                f"{name}: expected a number from {number(low)} to {number(high)}, got {number(value)}"
+            )
     if not settings.asset.is_file():
         reason = "is a folder" if settings.asset.is_dir() else "does not exist"
         raise InputError(f"asset: expected a ply file, got {settings.asset}, which {reason}")
