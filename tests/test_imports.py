@@ -22,7 +22,7 @@ LEVELS = (
     ("priors", "rewards"),
     ("engines",),
     ("kernels", "config", "resampling"),
-    ("files",),
+    ("files", "sources"),
     ("errors",),
     ("__init__",),
 )

@@ -32,6 +32,7 @@ from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder, Vocabulary, view_indices
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt
+from ddpo3d_fast.sources import record
 
 FOLDER = Path(__file__).parent.parent / "models" / "embedded"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -68,6 +69,8 @@ class EmbeddedPrior:
         """
         text, unet = _config(folder / "text_encoder"), _config(folder / "unet")
         scheduler = _config(folder / "scheduler", "scheduler_config.json")
+        for part in ("text_encoder", "unet", "scheduler", "codec"):
+            record(folder / part)
         self.folder, self.device = folder, torch.device(device)
         self.vocabulary = Vocabulary(*(tuple(text[key]) for key in ("objects", "colors", "views")))
         patch = _config(folder / "codec")["patch"]

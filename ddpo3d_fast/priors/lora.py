@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.parts import quietly
+from ddpo3d_fast.sources import record
 
 _ADAPTER = "lora"
 _UP = re.compile(r"(\.up|\.lora_B)\.weight$")  # the names of up matrices, old and new
@@ -37,6 +38,7 @@ class Lora:
         self.path, self.scale = Path(path).expanduser(), scale
         if self.path.suffix != ".safetensors" or not self.path.is_file():
             raise InputError(f"--lora: expected a .safetensors file, got {str(path)!r}")
+        record(self.path)
         self._mixin = library("diffusers.loaders", "--lora").StableDiffusionXLLoraLoaderMixin
         library("peft", "--lora")
         try:

@@ -14,10 +14,12 @@ import torch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.priors.hub import choose_weights
+from ddpo3d_fast.sources import record
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A part's JSON. Raises InputError that names it where it is missing or is none."""
+    record(path)
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -40,6 +42,8 @@ def load_network_part(package: str, kind: str, folder: Path, dtype: torch.dtype)
     weights = choose_weights({path.name for path in folder.glob("*")}, folder.name, dtype != torch.float32)
     if weights is None:
         raise InputError(f"{folder}: expected weights, all of them, as .safetensors or .bin, found none")
+    for name in weights.files:
+        record(folder / name)
     options: dict[str, Any] = {
         "variant": weights.variant,
         "use_safetensors": weights.safetensors,
@@ -74,6 +78,7 @@ def check_number(config: Any, name: str, path: Path, whole: bool = False) -> Any
 
 def load_tokenizer(folder: Path) -> Any:
     """A CLIP tokenizer. Raises InputError that names the folder."""
+    record(folder)
     loader = library("transformers", str(folder)).CLIPTokenizer
     try:
         with quietly():

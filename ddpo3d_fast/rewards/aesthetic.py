@@ -19,6 +19,7 @@ from ddpo3d_fast.rewards.clip import OPENAI, has_model, load_open_clip, openai_i
 from ddpo3d_fast.rewards.names import split_predictor
 from ddpo3d_fast.rewards.torchscript import is_torchscript
 from ddpo3d_fast.rewards.tower import TowerReward
+from ddpo3d_fast.sources import record
 
 # The file's published name, where it is published, and the layers in it, from the first to the last.
 PREDICTORS = {
@@ -102,6 +103,7 @@ def load_predictor(file: Path, layers: tuple[str, ...], name: str) -> tuple[Tens
 
     InputError if it cannot be read or holds something else.
     """
+    record(file)
     if is_torchscript(file):
         raise InputError(
             f"--reward: {name}: expected the predictor's file, got a TorchScript archive, {file}; "

@@ -15,6 +15,7 @@ from ddpo3d_fast.errors import InputError, first_line, suggestion
 from ddpo3d_fast.rewards.names import PREDICTORS, split_model
 from ddpo3d_fast.rewards.torchscript import is_torchscript, read_torchscript
 from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
+from ddpo3d_fast.sources import record
 
 OPENAI = "ViT-L-14-quickgelu:openai"  # plain ViT-L-14 has another GELU, and features of no use
 OPENAI_FILE = "ViT-L-14.pt"  # as OpenAI publishes the same model
@@ -24,6 +25,7 @@ WEIGHTS = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+MODEL_FILES = ("*.json", "*.txt", *WEIGHTS, "model.safetensors", "pytorch_model.bin")  # of any CLIP's folder
 # Numbers that OpenAI's archives hold beside the weights, and nobody else's files do.
 OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 
@@ -139,6 +141,7 @@ def create_open_clip(
         raise InputError(
             f"--reward: {name}: open_clip cannot make {model} of {what} ({first_line(error)})"
         ) from error
+    record(weights or model.removeprefix("local-dir:"), MODEL_FILES)
     return _towers(clip, config["embed_dim"], tokenize, name)
 
 
@@ -172,6 +175,7 @@ def create_openai(file: Path, name: str, quick_gelu: bool = False) -> tuple[Towe
             f"--reward: {name}: expected an archive as OpenAI publishes them, or MODEL:FILE, got weights "
             f"alone, which do not tell their activation, in {file} (OpenAI's: ViT-L-14-quickgelu:{file})"
         )
+    record(file)
     return _towers(clip, clip.text_projection.shape[1], tokenize, name)
 
 

@@ -18,6 +18,7 @@ from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
 from ddpo3d_fast.engines.torch import reproducible
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.resampling import Resize
+from ddpo3d_fast.sources import record
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
 SIZE = 64  # pixels of the tower's input
@@ -102,6 +103,7 @@ class EmbeddedScorer:
             self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"scorer: {folder} is damaged: {str(error).splitlines()[0]}") from error
+        record(folder)
         self.network.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.runtime = f"torch {torch.__version__}, {self.device.type.upper()}"

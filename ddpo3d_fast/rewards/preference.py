@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
-from ddpo3d_fast.rewards.clip import create_open_clip, hub_file
+from ddpo3d_fast.rewards.clip import MODEL_FILES, create_open_clip, hub_file
 from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
+from ddpo3d_fast.sources import record
 
 HPS_REPOSITORY, HPS_FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 HPS_MODEL = "ViT-H-14"
@@ -66,6 +67,7 @@ def pickscore_reward(
             f"--reward: {name}: expected weights of a whole CLIP model in {folder}, {missing[0]} is missing "
             f"or has another shape"
         )
+    record(folder, MODEL_FILES)
     clip.float().eval().requires_grad_(False)
     config = clip.config
     tower = Tower(
