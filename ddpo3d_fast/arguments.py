@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from ddpo3d_fast.config import Config, Preset, flag, preset
+from ddpo3d_fast.config import Config, Preset, absolute_adapter, flag, preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.run import read_config
 
@@ -213,14 +214,24 @@ def generate_settings(words: Sequence[str]) -> Generate:
 
 
 def to_config(settings: Generate) -> Config:
-    """The configuration of the run, without what concerns the command alone; a model's folder is absolute, so
-    that the run can be resumed from elsewhere."""
+    """The configuration of the run, without what concerns the command alone. What it names on this machine is
+    named by its absolute path, so that it is the same run from everywhere. Raises InputError for a scale or a
+    weight that is none."""
+    from ddpo3d_fast.rewards.paths import absolute_reward
+
     config = Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
-    folder = Path(config.distillation.model).expanduser()
-    if config.distillation.model == "embedded" or not folder.is_dir():
-        return config
-    distillation = dataclasses.replace(config.distillation, model=str(folder.resolve()))
-    return dataclasses.replace(config, distillation=distillation)
+    model, codec = (_absolute(name) for name in (config.distillation.model, config.distillation.codec))
+    lora = tuple(absolute_adapter(text) for text in config.distillation.lora)
+    distillation = dataclasses.replace(config.distillation, model=model, codec=codec, lora=lora)
+    rewards = tuple(absolute_reward(text) for text in config.reward.reward)
+    reward = dataclasses.replace(config.reward, reward=rewards)
+    return dataclasses.replace(config, distillation=distillation, reward=reward)
+
+
+def _absolute(name: str) -> str:
+    """A model's name, the absolute path where it is that of a folder."""
+    folder = os.path.expanduser(name)
+    return os.path.abspath(folder) if name and name != "embedded" and os.path.isdir(folder) else name
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -327,6 +328,12 @@ def adapter(text: str) -> tuple[str, float]:
     if not file or not math.isfinite(value):
         raise InputError(f"--lora: expected FILE or FILE=SCALE with a finite number, got {text!r}")
     return file, value
+
+
+def absolute_adapter(text: str) -> str:
+    """The same FILE[=SCALE] with the file's absolute path. Raises InputError as `adapter` does."""
+    file, _ = adapter(text)
+    return os.path.abspath(os.path.expanduser(file)) + text[len(file) :]
 
 
 def flag(name: str) -> str:

@@ -132,11 +132,12 @@ def make_reward(
 
     NAME is `embedded`; one of TOWER_REWARDS, alone or with the source of its weights as NAME@SOURCE (their
     functions' docstrings say which there are); or `module:function` of the user's, found on the Python path
-    or in the working directory. `runtime`, one of `load_network`'s, runs all but the user's, and what CLIP's
-    towers compute in is `dtype` (None: fp16 on CUDA, else fp32). `batches` are the pictures that a call of
-    `score` and one of `score_vjp` will bring, where that is known, for the engines' profiles. InputError for
-    an unknown name, a bad weight, a runtime that is not to be had, weights that cannot be had or read, a
-    missing module or function, or a function that does not score.
+    or in the working directory, or in the folder of FOLDER/module:function. `runtime`, one of
+    `load_network`'s, runs all but the user's, and what CLIP's towers compute in is `dtype` (None: fp16 on
+    CUDA, else fp32). `batches` are the pictures that a call of `score` and one of `score_vjp` will bring,
+    where that is known, for the engines' profiles. InputError for an unknown name, a bad weight, a runtime
+    that is not to be had, weights that cannot be had or read, a missing module or function, or a function
+    that does not score.
     """
     parts: list[tuple[Reward, float]] = []
     for name, weight in parse_rewards(specs):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
+from ddpo3d_fast.rewards.paths import is_module_of, locate_function
+from ddpo3d_fast.sources import record
 
 PROBE_SIZE = 64  # pixels of the pictures on which a function is tried before a run
 
@@ -148,13 +150,11 @@ def as_tensor(result: Any) -> Tensor:
 
 
 def find_function(name: str) -> Function:
-    """The function of module:function, found on the Python path or in the working directory. InputError where
-    there is none."""
-    module_name, _, function_name = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)  # an installed command does not look in the working directory by itself
+    """The function of module:function, found on the Python path or in the working directory, or of
+    FOLDER/module:function, found in that folder. InputError where there is none."""
+    folder, module_name, function_name = locate_function(name)
+    here = folder or os.getcwd()
+    sys.path.insert(0, here)  # an installed command does not look in the working directory by itself
     try:
         with _talk_to_stderr():
             module = importlib.import_module(module_name)
@@ -170,8 +170,11 @@ def find_function(name: str) -> Function:
     except (Exception, SystemExit) as error:
         raise InputError(f"--reward: {name}: importing {module_name!r} raised {_line(error)}") from error
     finally:
-        if added:
-            sys.path.remove(here)
+        sys.path.remove(here)
+    if file := getattr(module, "__file__", None):
+        record(file)
+    if folder and not (file and is_module_of(folder, module_name, file)):
+        raise InputError(f"--reward: {name}: {module_name!r} is another module here, {file}: rename yours")
     function = getattr(module, function_name, None)
     if not callable(function):
         raise InputError(f"--reward: {name}: module {module_name!r} has no function {function_name!r}")

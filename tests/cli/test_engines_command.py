@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     cpu, scales = torch.device("cpu"), preset("thrifty", model="sd21").schedule.picture_scales
     prior, reward = loaded
     assert prior[:4] == ("sd21", cpu, torch.bfloat16, "onnxruntime")
-    assert prior[4:7] == ("taesd", [("style.safetensors", 0.5)], True)
+    assert prior[4:7] == ("taesd", [(os.path.abspath("style.safetensors"), 0.5)], True)
     assert {call.scale for call in prior[7]} == set(scales)
     assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16, (2, 1))
 
