@@ -107,7 +107,7 @@ def main() -> None:
 
                 generate(
                     replace(config, seed=seed, output=folder),
-                    RunFolder.create(replace(config, output=folder)),
+                    RunFolder.create(replace(config, output=folder), overwrite=True),
                     observe,
                 )
                 seconds = time.perf_counter() - started

@@ -33,6 +33,8 @@ class Generate(Config):
     """take the settings from this YAML file, for example the config.yaml of a run; a flag beside it wins"""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """go on with the run in this folder; of its settings only --steps may change"""
+    overwrite: _Switch = False
+    """let the run in the folder go, though it has other settings"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False

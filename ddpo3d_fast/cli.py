@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ddpo3d_fast.config import Config
     from ddpo3d_fast.generate import Result
     from ddpo3d_fast.progress import Style
-    from ddpo3d_fast.run import RunFolder
 
 HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
 
@@ -155,12 +154,12 @@ def _generate(words: list[str]) -> None:
     settings = generate_settings(words)
     if settings.resume is not None:
         folder = RunFolder.open(settings.resume)
-        config = validate(_with_steps(folder, settings, words))
+        config = validate(_with_steps(folder.config, settings, words))
     else:
         from ddpo3d_fast.generate import with_default_reward
 
         config = with_default_reward(validate(to_config(settings)))
-        folder = RunFolder.create(config)
+        folder = RunFolder.create(config, settings.overwrite)
 
     from ddpo3d_fast.generate import generate
 
@@ -179,15 +178,13 @@ def _generate(words: list[str]) -> None:
     _say_done(result, settings.quiet, settings.json)
 
 
-def _with_steps(folder: RunFolder, settings: Generate, words: list[str]) -> Config:
-    """The configuration of the run in a folder, with --steps if that was given."""
+def _with_steps(config: Config, settings: Generate, words: list[str]) -> Config:
+    """The configuration of a run to go on with, with --steps if that was given."""
     if not any(word.partition("=")[0] == "--steps" for word in words):
-        return folder.config
-    steps, done = settings.schedule.steps, len(folder.read_metrics())
-    if steps < done:
-        raise InputError(f"--steps: expected at least the {done} steps that are done, got {steps}")
-    schedule = dataclasses.replace(folder.config.schedule, steps=steps)
-    return dataclasses.replace(folder.config, schedule=schedule)
+        return config
+    return dataclasses.replace(
+        config, schedule=dataclasses.replace(config.schedule, steps=settings.schedule.steps)
+    )
 
 
 def _style(quiet: bool, as_json: bool, verbose: bool) -> Style:

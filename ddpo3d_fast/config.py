@@ -168,7 +168,7 @@ class Config:
     negative_prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """what to stay away from"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """run folder (default: outputs/<prompt>-<seed>)"""
+    """run folder (default: outputs/<prompt>-<seed>, and -2, -3, ... beside runs with other settings)"""
     seed: int = 0
     """same seed, same machine, same asset"""
     preset: Preset = "standard"

@@ -19,6 +19,7 @@ from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turnta
 from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import RunningBaseline
@@ -26,7 +27,7 @@ from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import TileCapacity, get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
 from ddpo3d_fast.rewards import Reward, is_at_hand, make_reward, parse_rewards
-from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.run import ASSET, PREVIEW, TURNTABLE, RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
     Gaussians,
@@ -52,8 +53,9 @@ from ddpo3d_fast.schedule import (
     sizes_at,
     timestep_at,
 )
+from ddpo3d_fast.sources import recorded
 
-CHECKPOINT_EVERY = 50  # steps
+CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
 SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
@@ -179,8 +181,9 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 
     The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. What is
     random is drawn on the CPU, so that a GPU sees the same cameras, timesteps and noises. On Ctrl-C what
-    there is is exported and checkpointed, and KeyboardInterrupt goes on. Raises InputError for wrong
-    settings, or a device that is not there.
+    there is is exported and checkpointed, and KeyboardInterrupt goes on. A checkpoint on the way that cannot
+    be written is a FallbackWarning. Raises InputError for wrong settings, a device that is not there, a
+    folder that another run is writing to, or files that could not be written at the end, once the others are.
     """
     config = with_default_reward(config)
     # Beside the embedded models, what torch does in a step is small: its threads would only hinder those of
@@ -189,7 +192,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     device, why = choose_device(validate(config).device)
     if config.device == "auto" and device.type == "cpu" and gpu_models():
         warnings.warn(f"running on the {why}", FallbackWarning, stacklevel=2)
-    with torch_threads(1 if small else get_num_threads()), own_stream(device):
+    with torch_threads(1 if small else get_num_threads()), own_stream(device), folder.claimed():
         return _generate(config, folder, observer, resume)
 
 
@@ -199,10 +202,13 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
     densifies = bool(scene.densify_every and scene.densify_gradient)
     with clock("setup"):
         device, _ = choose_device(config.device)
+        state = folder.load_checkpoint(schedule.steps) if resume else None
         place = "the GPU" if device.type == "cuda" else "the CPU"
         observer({"stage": "load", "message": f"loading {config.distillation.model} on {place}"})
-        prior, scorer = load_models(config, device)
-        prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
+        with recorded() as files_read:
+            prior, scorer = load_models(config, device)
+            prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
+        folder.identify(files_read)
         steps = range(1, schedule.steps + 1)
         sizes = {n: sizes_at(schedule, prior.picture_size, (n - 1) / schedule.steps) for n in steps}
         guided_by_reward = scorer is not None and scorer.differentiable and wishes.guide_weight > 0
@@ -218,31 +224,32 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             clock,
         )
         gaussians, first, rows = first_cloud(scene, config.seed), 1, []
-        if resume:
-            state = folder.load_checkpoint()
-            gaussians.load_state_dict(state["gaussians"])
-            distill.baseline = RunningBaseline(state["rewards"], device)
-            first, rows = state["step"] + 1, folder.read_metrics()[: state["step"]]
+        if state is not None:
+            first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
+            with folder.restoring():
+                gaussians.load_state_dict(state["gaussians"])
+                distill.baseline = RunningBaseline(state["rewards"], device)
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
         if densifies:
             gaussians.reserve(len(gaussians))  # graphs know the memory, which must not change with each round
         screen = ScreenGradients(gaussians.rows, device)
-        if resume:
-            for tensor, kept in zip((screen.total, screen.seen), state["screen"], strict=True):
-                tensor[: len(gaussians)] = kept.to(device)
+        if state is not None:
+            with folder.restoring():
+                for tensor, kept in zip((screen.total, screen.seen), state["screen"], strict=True):
+                    tensor[: len(gaussians)] = kept.to(device)
         capturable = scorer is None or scorer.capturable
         graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
         facts = {"engine": prior.runtime, "reward": "none"}
         facts |= {f"{name}_engine": runtime for name, runtime in prior.codec.runtimes.items()}
         if scorer is not None:
             facts |= {"reward": scorer.name, "reward_engine": scorer.runtime}
-        folder.write_config(config, facts)
+        folder.begin(config, facts, resume)
 
     def checkpoint(step: int) -> None:
-        folder.write_metrics(rows)
         state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
         asked = torch.stack([screen.total, screen.seen])[:, : len(gaussians)].cpu()
-        folder.save_checkpoint({"step": step, "gaussians": state, "rewards": rewards, "screen": asked})
+        saved = {"step": step, "gaussians": state, "rewards": rewards, "screen": asked}
+        write_each(lambda: folder.write_metrics(rows), lambda: folder.save_checkpoint(saved))
 
     rates = learning_rates(scene)
 
@@ -302,7 +309,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         }
         return Step(generator, inputs, rendered, seen, acting, int(timesteps.float().mean()))
 
-    step, lost = first - 1, 0
+    step, lost, last_checkpoint = first - 1, 0, time.perf_counter()
     following = prepare(first) if first <= schedule.steps else None
     with deferred_interrupt() as interrupted:
         for step in range(first, schedule.steps + 1):
@@ -346,13 +353,18 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             observer(rows[-1] | {"stage": "distill", "seconds": time.perf_counter() - started})
             if interrupted():
                 break
-            if step % CHECKPOINT_EVERY == 0 and step < schedule.steps:
+            late = time.perf_counter() - last_checkpoint >= CHECKPOINT_SECONDS
+            if step < schedule.steps and (late or step % CHECKPOINT_EVERY == 0):
                 with clock("export"):
-                    checkpoint(step)
+                    try:
+                        checkpoint(step)
+                    except InputError as error:
+                        warnings.warn(f"{error}; the run goes on", FallbackWarning, stacklevel=2)
+                last_checkpoint = time.perf_counter()
     with clock("export"):
         observer({"stage": "export", "message": f"writing {folder.path}"})
-        checkpoint(step)
-        files = export(gaussians, folder.path)
+        files: list[Path] = []
+        write_each(lambda: files.extend(export(gaussians, folder.path)), lambda: checkpoint(step))
     if step < schedule.steps:
         raise KeyboardInterrupt
     seconds = dict(clock.seconds) | {"total": time.perf_counter() - started}
@@ -360,15 +372,24 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
 
 
 def export(gaussians: Gaussians, folder: Path) -> list[Path]:
-    """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths."""
+    """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths.
+
+    Raises InputError for those that cannot be written, once the others are.
+    """
     asset = prune(gaussians.to("cpu"), EXPORT_OPACITY)
     for haze in (unsupported, outside_hull):  # in this order: a clump of faint ones would be its own hull
         if len(solid := asset[~haze(asset)]):
             asset = solid
-    ply, video, preview = (folder / name for name in ("asset.ply", "turntable.mp4", "preview.png"))
-    write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh)
-    write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE))
-    write_png(preview, contact_sheet(torch.stack(list(turntable_frames(asset, 8, 256))), columns=4))
+    ply, video, preview = (folder / name for name in (ASSET, TURNTABLE, PREVIEW))
+
+    def sheet() -> Tensor:
+        return contact_sheet(torch.stack(list(turntable_frames(asset, 8, 256))), columns=4)
+
+    write_each(
+        lambda: write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh),
+        lambda: write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE)),
+        lambda: write_png(preview, sheet()),
+    )
     return [ply, video, preview]
 
 

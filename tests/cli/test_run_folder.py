@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +18,8 @@ import yaml
 from ddpo3d_fast import __version__
 from ddpo3d_fast.config import Config, from_dict, preset, to_dict
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.run import RunFolder, read_config, slug
+from ddpo3d_fast.files import temporary_path
+from ddpo3d_fast.run import RESULTS, RunFolder, read_config, slug
 
 
 @pytest.fixture
@@ -32,15 +38,43 @@ def test_the_path_is_made_of_prompt_and_seed(config: Config, work: Path) -> None
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
-        ("A red mushroom!", "a-red-mushroom"),
-        ("../../etc/passwd", "etc-passwd"),
+        ("a red mushroom", "a-red-mushroom"),
         ("красный гриб", "красный-гриб"),
-        ("...", "asset"),
-        ("a " * 100, "a-" * 29 + "a"),
+        ("A red mushroom!", "a-red-mushroom-901b26e2"),
+        ("../../etc/passwd", "etc-passwd-3754d6cb"),
+        ("...", "asset-ab5df625"),
+        ("a " * 100, "a-" * 29 + "a-908438ae"),
     ],
 )
 def test_any_prompt_is_a_file_name(prompt: str, name: str) -> None:
     assert slug(prompt) == name
+
+
+def test_no_two_prompts_have_the_same_name() -> None:
+    long = "a very long prompt " * 5
+    ends = [long + "ripe strawberry", long + "green apple"]
+    marks = [
+        "🍄",
+        "🍎",
+        "!",
+        "?",
+        "a cube",
+        "A cube",
+        "a  cube",
+        "a-cube",
+        "a cube!",
+        "a 🍎 cube",
+        "हिन्दी",
+        "हन्दी",
+    ]
+    assert len({slug(prompt) for prompt in ends + marks}) == len(ends + marks)
+
+
+@pytest.mark.parametrize("letter", ["a", "б", "木", "𐌰"])
+def test_names_of_any_alphabet_are_ones_that_file_systems_take(letter: str, work: Path) -> None:
+    name = f"{slug(letter * 1000)}-{2**32 - 1}-9999"
+    assert len(name.encode()) <= 255 - len(".-12345678")
+    (work / name).mkdir()
 
 
 def test_making_a_folder_leaves_no_trace(config: Config, work: Path) -> None:
@@ -143,7 +177,176 @@ def test_files_are_those_that_exist(config: Config, work: Path) -> None:
     assert folder.files() == [folder.path / "metrics.jsonl"]
 
 
-def test_an_older_run_may_be_overwritten(config: Config, work: Path) -> None:
+def begun(config: Config, **changes: Any) -> Path:
+    """The folder of a run that has left something of everything."""
+    config = dataclasses.replace(config, **changes)
+    folder = RunFolder.create(config)
+    with folder.claimed():
+        folder.begin(config, {})
+        for name in RESULTS:
+            (folder.path / name).write_text("old")
+    return folder.path
+
+
+def test_the_default_folder_is_the_first_that_is_free_or_holds_the_same_run(
+    config: Config, work: Path
+) -> None:
+    name = "outputs/a-red-mushroom-5"
+    assert begun(config) == Path(name)
+    other = dataclasses.replace(config.reward, guide_weight=0.5)
+    longer = dataclasses.replace(config.schedule, steps=8)
+    assert begun(config, reward=other) == Path(f"{name}-2")
+    assert begun(config, schedule=longer) == Path(f"{name}-3")
+    assert begun(config) == Path(name)
+    assert begun(config, schedule=longer) == Path(f"{name}-3")
+    (work / f"{name}-2" / "config.yaml").write_text("prompt: [")
+    assert begun(config, reward=other) == Path(f"{name}-4")
+    assert RunFolder.create(dataclasses.replace(config, reward=other), overwrite=True).path == Path(name)
+
+
+def test_a_named_folder_loses_a_run_of_another_configuration_only_when_told(
+    config: Config, work: Path
+) -> None:
+    path = begun(config, output=Path("mine"))
+    other = dataclasses.replace(config, seed=6, output=path)
+    before = {file: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(InputError, match=r"^--output: mine holds a run with another --seed: .*--overwrite$"):
+        RunFolder.create(other)
+    assert {file: file.read_bytes() for file in path.iterdir()} == before
+    folder = RunFolder.create(other, overwrite=True)
+    with folder.claimed():
+        folder.begin(other, {})
+    assert [file.name for file in path.iterdir()] == ["config.yaml"]
+    assert read_config(path / "config.yaml", "").seed == 6
+
+
+def test_a_folder_is_the_same_run_wherever_it_lies(config: Config, work: Path) -> None:
+    begun(config).rename("mine")
+    assert RunFolder.create(dataclasses.replace(config, output=work / "mine")).path == work / "mine"
+
+
+def test_at_no_moment_are_there_results_of_another_configuration(
+    config: Config, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever call it is killed after: while there are results, the configuration is theirs; and without
+    its checkpoint nothing goes on from the rest."""
+    path = begun(config, output=Path("mine"))
+    states = []
+
+    def spy(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            results = {name for name in RESULTS if (path / name).exists()}
+            states.append((read_config(path / "config.yaml", "").seed, results))
+            return result
+
+        return call
+
+    other = dataclasses.replace(config, seed=6, output=path)
+    folder = RunFolder.create(other, overwrite=True)
+    with folder.claimed(), monkeypatch.context() as patch:
+        for name in ("unlink", "replace", "rename"):
+            patch.setattr(os, name, spy(getattr(os, name)))
+        folder.begin(other, {})
+    assert [results for seed, results in states if seed == 6 and results] == []
+    assert [len(results) for seed, results in states if seed == 5] == [4, 3, 2, 1, 0]
+    assert all("checkpoint.pt" not in results for _, results in states)
+    assert states[-1] == (6, set())
+
+
+def test_a_run_that_another_has_begun_in_the_meantime_is_not_lost(config: Config, work: Path) -> None:
+    slow = dataclasses.replace(config, seed=6, output=Path("mine"))
+    folder = RunFolder.create(slow)
+    path = begun(config, output=Path("mine"))
+    with folder.claimed(), pytest.raises(InputError, match="--output: mine holds a run with another --seed"):
+        folder.begin(slow, {})
+    assert {file.name for file in path.iterdir()} == {"config.yaml", *RESULTS}
+
+
+def test_only_one_run_writes_to_a_folder(config: Config, work: Path) -> None:
+    path = begun(config)
+    with RunFolder.create(config).claimed():
+        for second, argument in ((RunFolder.create(config), "--output"), (RunFolder.open(path), "--resume")):
+            with (
+                pytest.raises(
+                    InputError, match=rf"^{argument}: another run.* is writing to {path}$"
+                ) as caught,
+                second.claimed(),
+            ):
+                pass
+            if Path("/proc/locks").exists():
+                assert f"process {os.getpid()}," in str(caught.value)
+    with RunFolder.open(path).claimed():
+        assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *RESULTS])
+
+
+def test_of_two_runs_that_make_the_same_folder_one_goes_on(config: Config, work: Path) -> None:
+    first, second = RunFolder.create(config), RunFolder.create(config)
+    with first.claimed(), second.claimed():
+        first.begin(config, {})
+        with pytest.raises(InputError, match="another run"):
+            second.begin(config, {})
+
+
+def test_where_there_are_no_locks_a_run_goes_on(
+    config: Config, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert begun(config).is_dir()
+    assert begun(config).is_dir()
+
+
+def test_what_a_killed_run_has_left_of_a_file_is_no_foreign_file_and_goes(config: Config, work: Path) -> None:
+    path = Path("mine")
+    path.mkdir()
+    for name in ("config.yaml", "asset.ply", "probe"):
+        temporary_path(path / name).write_text("half")
+    assert begun(config, output=path) == path
+    assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *RESULTS])
+    (path / "config.yaml").unlink()
+    (path / ".asset-notes.ply").write_text("not to be touched")
+    with pytest.raises(
+        InputError, match=r"expected an empty folder or an older run, got mine with .asset-notes"
+    ):
+        RunFolder.create(dataclasses.replace(config, output=path))
+
+
+def test_a_checkpoint_goes_on_with_the_files_that_it_was_made_with(config: Config, work: Path) -> None:
+    weights, other = work / "lora" / "style.safetensors", work / "unet" / "style.safetensors"
+    for path in (weights, other):
+        path.parent.mkdir()
+        path.write_bytes(b"as they were")
     folder = RunFolder.create(config)
     folder.write_config(config, {})
-    assert RunFolder.create(config).path == folder.path
+    folder.identify([weights, other])
+    folder.save_checkpoint({"step": 3})
+
+    def resume(*files: Path) -> None:
+        again = RunFolder.open(folder.path)
+        assert again.load_checkpoint() == {"step": 3}
+        again.identify(files)
+
+    resume(weights, other)
+    (work / "moved").mkdir()
+    weights.parent.rename(work / "moved" / "lora")
+    resume(work / "moved" / "lora" / "style.safetensors", other)
+    other.write_bytes(b"other weights")
+    with pytest.raises(
+        InputError, match=rf"^--resume: {other} is not the file that .*checkpoint.pt was made"
+    ):
+        resume(work / "moved" / "lora" / "style.safetensors", other)
+
+
+def test_without_a_checkpoint_there_is_no_state(config: Config, work: Path) -> None:
+    folder = RunFolder.create(config)
+    folder.write_config(config, {})
+    assert RunFolder.open(folder.path).load_checkpoint() is None
+
+
+def test_metrics_end_with_the_checkpoints_step(config: Config, work: Path) -> None:
+    folder = RunFolder.create(config)
+    folder.write_metrics([{"step": 1}, {"step": 4}, {"step": 5}])
+    assert folder.read_metrics(until=4) == [{"step": 1}, {"step": 4}]

@@ -41,7 +41,9 @@ SETTINGS = {
     "generate": "--prompt: expected some words, got nothing",
     "generate --prompt ' '": "--prompt: expected some words, got nothing",
     f"{MUSHROOM} --steps -3": "--steps: expected a number from 1",
-    f"{MUSHROOM} --seed -1": "--seed: expected a number from 0",
+    f"{MUSHROOM} --seed -1": "--seed: expected a number from 0 to 4294967295, got -1",
+    f"{MUSHROOM} --max-gaussians 20000000": "--max-gaussians: expected a number from 1 to 10000000, got",
+    f"{MUSHROOM} --densify-gradient -1": "--densify-gradient: expected a number from 0 to 1000000, got -1",
     f"{MUSHROOM} --gaussians 0": "--gaussians: expected a number from 1",
     f"{MUSHROOM} --means-rate nan": "--means-rate: expected a number from 0",
     f"{MUSHROOM} --min-timestep 0.9 --max-timestep 0.1": "--min-timestep: expected at most --max-timestep",
@@ -58,6 +60,11 @@ PROMPTS_AND_REWARDS = {
     "generate --prompt 'a cube and a ball'": "--prompt: expected one object, got cube and ball",
     "generate --prompt red": "--prompt: the embedded prior found no object in 'red'; it knows ball, cube,",
     f"{MUSHROOM} --negative-prompt elves": "--negative-prompt: the embedded prior does not know 'elves'",
+    "generate --prompt 'a \udcff cube'": "--prompt: expected text in UTF-8, got 'a \\udcff cube'",
+    "generate --prompt=\udcff": "--prompt: expected text in UTF-8, got '\\udcff'",
+    "generate --resume \udcff": "--resume: expected text in UTF-8, got '\\udcff'",
+    "render \udcff.ply": "render: expected text in UTF-8, got '\\udcff.ply'",
+    f"{MUSHROOM} --negative-prompt \udcff": "--negative-prompt: expected text in UTF-8, got '\\udcff'",
     f"{MUSHROOM} --reward beauty": "--reward: expected `embedded` or module:function of your own, got",
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
     f"{MUSHROOM} --reward no_such_module:score": "--reward: no_such_module:score: no module",
@@ -66,17 +73,24 @@ PATHS = {
     f"{MUSHROOM} --output /proc/asset": "--output: cannot write to /proc/asset",
     f"{MUSHROOM} --output good.ply": "--output: cannot write to good.ply",
     f"{MUSHROOM} --output good.ply/run": "--output: cannot write to good.ply/run",
+    f"{MUSHROOM} --output done": "--output: done holds a run with another --preset: name another folder, or",
+    f"{MUSHROOM} --preset draft --policy-weight 0 --guide-weight 0 --output done --steps 9": "another --step",
+    f"{MUSHROOM} --output damaged-config": "--output: damaged-config holds a run whose config.yaml cannot be",
+    f"{MUSHROOM} --output folder --overwrite": "--output: expected an empty folder or an older run, got",
+    "generate --resume done --overwrite": "--overwrite: expected only --steps beside --resume",
     f"{MUSHROOM} --output folder": "--output: expected an empty folder or an older run, got folder with",
     "generate --resume nowhere": "--resume: expected the folder of a run, got nowhere, which does not exist",
     "generate --resume good.ply": "--resume: expected the folder of a run, got good.ply, which is a file",
     "generate --resume folder": "--resume: cannot read folder/config.yaml",
-    "generate --resume begun": "--resume: begun has no checkpoint.pt",
     "generate --resume damaged-config": "--resume: damaged-config/config.yaml is not YAML",
     "generate --resume damaged": "--resume: damaged/checkpoint.pt is damaged",
+    "generate --resume shortened": "--steps: expected at least the 3 steps that are done, got 2",
+    "generate --resume older": "--resume: older/checkpoint.pt is not one of this version's: state: missing",
     "generate --resume edited": "edited/checkpoint.pt was made with another guidance_scale",
     "generate --resume done --seed 3": "--seed: expected only --steps beside --resume",
     "generate --resume done --steps 2": "--steps: expected at least the 3 steps that are done, got 2",
     "generate --config nowhere.yaml": "--config: cannot read nowhere.yaml",
+    "generate --config surrogate.yaml": "--prompt: expected text in UTF-8, got '\\ud83d'",
     "generate --config bad.yaml": "--config: bad.yaml is not YAML",
     "generate --config good.ply": "--config: good.ply is not YAML",
     "generate --config list.yaml": "--config: list.yaml: expected a mapping, got list",
@@ -147,6 +161,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "truncated.ply").write_bytes(good[:-5])
     (folder / "points.ply").write_bytes(header.replace(b"rot_0", b"red_0") + b"end_header\n" + body)
     (folder / "nan.ply").write_bytes(header + b"end_header\n" + body[:row] + nan + body[row + 4 :])
+    (folder / "surrogate.yaml").write_text('prompt: "\\ud83d"\n')
     (folder / "bad.yaml").write_text("prompt: [a red mushroom\n")
     (folder / "list.yaml").write_text("- a red mushroom\n")
     (folder / "unknown.yaml").write_text("prompt: a red mushroom\nschedule:\n  stepz: 3\n")
@@ -154,10 +169,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "folder").mkdir()
     (folder / "folder" / "thesis.txt").write_text("not to be touched\n")
     save_run(folder / "done")
-    (save_run(folder / "begun").path / CHECKPOINT).unlink()
     (save_run(folder / "damaged-config").path / CONFIG).write_text("prompt: [")
     checkpoint = save_run(folder / "damaged").path / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    save_run(folder / "older")
+    config = save_run(folder / "shortened").path / CONFIG
+    config.write_text(config.read_text().replace("steps: 70", "steps: 2"))
     config = save_run(folder / "edited").path / CONFIG
     config.write_text(config.read_text().replace("guidance_scale: 2.0", "guidance_scale: 7.0"))
     return folder
