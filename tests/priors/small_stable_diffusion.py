@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pytest
 import torch
 
 from ddpo3d_fast.engines.libraries import library
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors import StableDiffusionPrior
 
 CHARACTERS = [chr(code) for code in range(33, 127)]  # "!" is first, as in CLIP's vocabulary: id 0
 MERGES = ["v i", "e w</w>", "vi ew</w>", "r e", "re d</w>"]
@@ -18,6 +21,8 @@ VOCABULARY = [
     END,
 ]
 LENGTH = 77
+FRONT, SIDE, BACK = [0.0, 0.0, 1.0], [1.5708, 0.0, 0.5], [3.1416, 0.2, 0.0]
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def write_tokenizer(folder, pad):
@@ -154,3 +159,29 @@ def save_pipeline(kind, folder, **options):
     if kind == "sdxl":
         write_tokenizer(folder / "tokenizer_2", "!")
     return folder
+
+
+def on_torch(folder, **options):
+    return StableDiffusionPrior(folder, runtime="torch", **options)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def relative(got, expected):
+    return float(((got - expected).norm() / expected.norm()).detach())
+
+
+def guess(prior, size=8, text="a red view", seed=0):
+    """The two predictions of a prompt from the front."""
+    conditions = prior.conditions(prior.prompt(text), torch.tensor([FRONT]))
+    noisy = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(seed))
+    return torch.cat(prior.predict(noisy, torch.tensor([500]), conditions))
+
+
+def one_line(folder, **options):
+    with pytest.raises(InputError) as caught:
+        on_torch(folder, **options).prompt("a red view")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
