@@ -11,26 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ddpo3d_fast.engines import Network, choose_runtime, in_batches_of, load_network
-from ddpo3d_fast.engines.libraries import library
-from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.autoencoder import AutoencoderCodec, Call
 from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.clip_text import check_lengths, encode_texts
 from ddpo3d_fast.priors.hub import CODECS, find_model, missing_part
 from ddpo3d_fast.priors.lora import Lora
+from ddpo3d_fast.priors.noise_schedule import read_noise_schedule
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
 from ddpo3d_fast.priors.views import view_prompts, view_weights
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# What of a scheduler's configuration makes its noise schedule; the rest is about sampling.
-_SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class StableDiffusionPrior:
         self.interpolate_views = interpolate_views
         if missing := missing_part(self.folder):
             raise InputError(missing)
-        self.alphas_cumprod, self.prediction_type = _noise_schedule(self.folder / "scheduler")
+        self.alphas_cumprod, self.prediction_type = read_noise_schedule(self.folder)
         self.alphas_cumprod = self.alphas_cumprod.to(self.device)
 
         # What the user may have got wrong comes before the weights, which take long.
@@ -241,30 +230,6 @@ class _Unet(nn.Module):
         return self.unet(
             noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=added, return_dict=False
         )[0]
-
-
-def _noise_schedule(folder: Path) -> tuple[Tensor, str]:
-    """The cumulative product of 1 - beta, [T] float32, and what the UNet predicts."""
-    path = folder / "scheduler_config.json"
-    config = read_config(path)
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise InputError(f"{path}: expected prediction_type {', '.join(PREDICTIONS)}, got {prediction!r}")
-    try:
-        scheduler = library("diffusers", str(folder)).DDPMScheduler(
-            **{name: config[name] for name in _SCHEDULE if name in config}
-        )
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-    ) as error:  # NotImplementedError is a RuntimeError
-        raise InputError(f"{path}: is no noise schedule of diffusers ({first_line(error)})") from error
-    if not len(scheduler.alphas_cumprod):
-        raise InputError(f"{path}: expected at least one timestep, got none")
-    # With zero terminal SNR the last is 0, where a clean guess of epsilon has no value.
-    return scheduler.alphas_cumprod.float().clamp_min(2**-24), prediction
 
 
 def _check_conditions(config: Any, folder: Path) -> tuple[bool, int | None]:
