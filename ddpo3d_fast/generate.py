@@ -52,6 +52,7 @@ from ddpo3d_fast.schedule import (
     sample_backgrounds,
     sizes_at,
     timestep_at,
+    timestep_range,
 )
 from ddpo3d_fast.sources import recorded
 
@@ -209,6 +210,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             prior, scorer = load_models(config, device)
             prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
         folder.identify(files_read)
+        lowest, highest = timestep_range(schedule, prior)
         steps = range(1, schedule.steps + 1)
         sizes = {n: sizes_at(schedule, prior.picture_size, (n - 1) / schedule.steps) for n in steps}
         guided_by_reward = scorer is not None and scorer.differentiable and wishes.guide_weight > 0
@@ -292,9 +294,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         backgrounds = sample_backgrounds(generator, schedule.views, schedule.backgrounds)
         seen_from = torch.stack([cameras.azimuth, cameras.elevation, backgrounds[:, 0]], 1)
         jitter = schedule.timestep_jitter * (2 * torch.rand(schedule.views, generator=generator) - 1)
-        timesteps = timestep_at(
-            fraction, len(prior.alphas_cumprod), schedule.min_timestep, schedule.max_timestep, jitter
-        )
+        timesteps = timestep_at(fraction, len(prior.alphas_cumprod), lowest, highest, jitter)
         rendered, seen = sizes[number]
         haziness = scene.alpha_penalty * fraction * (seen / rendered) ** 2 / schedule.views
         inputs, acting = distill.inputs(seen_from, timesteps, number)

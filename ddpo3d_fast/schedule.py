@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cache
 from typing import Literal
 
@@ -11,10 +12,26 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.config import Scene, Schedule
-from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors import Call
+from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.priors import Call, Prior, highest_timestep
 from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.scene import Cameras, sample_cameras
+
+
+def timestep_range(schedule: Schedule, prior: Prior) -> tuple[float, float]:
+    """The lowest and the highest timestep of a run, as fractions of the prior's. Where its predictions say
+    nothing of the clean picture any more at `max_timestep`, the highest at which they do, with a
+    FallbackWarning."""
+    highest = highest_timestep(prior.alphas_cumprod, prior.prediction_type)
+    if schedule.max_timestep <= highest:
+        return schedule.min_timestep, schedule.max_timestep
+    warnings.warn(
+        f"--max-timestep {schedule.max_timestep:g}: this model predicts the noise, which says nothing of the "
+        f"picture there any more; {highest:.3f} takes its place",
+        FallbackWarning,
+        stacklevel=2,
+    )
+    return min(schedule.min_timestep, highest), highest
 
 
 def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The noise schedule that a UNet was trained with."""
+"""The noise schedule that a UNet was trained with, and where its predictions say something."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ _SCHEDULE = (
 )
 _SUPPORTED = "as DDPM, DDIM, PNDM, EulerDiscrete, DPMSolverMultistep, UniPCMultistep have it"
 _SMALLEST = 2**-24  # as diffusers' Euler has it where zero terminal SNR would be 0
+# In the clean guess that epsilon gives, an error of 2 % of the noise is 0.02 / sqrt(abar): below this abar
+# larger than the picture. Stable Diffusion's schedule ends at 0.0047, a cosine one comes here at 0.987.
+_LOWEST_FOR_EPSILON = 0.02**2
 
 
 def read_noise_schedule(folder: Path) -> tuple[Tensor, str]:
@@ -59,7 +62,21 @@ def read_noise_schedule(folder: Path) -> tuple[Tensor, str]:
         raise InputError(f"{path}: expected at least one timestep, got none")
     if not bool((alphas <= 1).all()):  # nor NaN
         raise InputError(f"{path}: expected betas from 0 to 1, got some outside")
+    if prediction == "epsilon" and alphas[0] < _LOWEST_FOR_EPSILON:
+        raise InputError(f"{path}: expected a picture in the noise at the first timestep, got noise alone")
     return alphas, prediction
+
+
+def highest_timestep(alphas_cumprod: Tensor, prediction_type: str) -> float:
+    """The highest timestep whose prediction says something of the clean picture, as a fraction of the last.
+
+    1 for `v_prediction` and `sample`. The clean guess from `epsilon` divides its error by sqrt(abar), which
+    is 0 at zero terminal SNR: epsilon cannot be learnt there (Lin et al., arXiv 2305.08891, section 3.2).
+    """
+    if prediction_type != "epsilon":
+        return 1.0
+    said = int((alphas_cumprod >= _LOWEST_FOR_EPSILON).sum())
+    return (said - 1) / max(len(alphas_cumprod) - 1, 1) if said < len(alphas_cumprod) else 1.0
 
 
 def _class_name(config: dict[str, Any], folder: Path) -> Any:

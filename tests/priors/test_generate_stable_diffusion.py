@@ -121,6 +121,38 @@ def test_a_model_that_gives_no_numbers_is_given_up(folders, tmp_path, capsys):
     assert not (tmp_path / "run" / "asset.ply").exists()
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_run_from_zero_terminal_snr_begins_where_the_prediction_says_something(
+    sd, tmp_path, capsys, prediction
+):
+    """A clean guess from epsilon would be thousands of times too large there; the other two begin at once."""
+    losses, steps = [], []
+    for zero in (False, True):
+        path = sd / "scheduler" / "scheduler_config.json"
+        changes = {
+            "_class_name": "DDIMScheduler",
+            "rescale_betas_zero_snr": zero,
+            "prediction_type": prediction,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        words = f"--model {sd} --residual clean --max-timestep 1 --timestep-jitter 0 --steps 1 --gaussians 50"
+        words += f" --runtime torch --reward embedded --device cpu --json --output {tmp_path / str(zero)}"
+        assert main(["generate", "--prompt", "a red view", *words.split()]) == 0
+        out, err = capsys.readouterr()
+        (row,) = (row for row in map(json.loads, out.splitlines()) if row["stage"] == "distill")
+        losses.append(row["loss"])
+        steps.append(row["timestep"])
+    assert losses[1] < 20 * losses[0]  # without a limit 80,000 times
+    assert steps[0] == 999
+    if prediction == "epsilon":
+        assert steps[1] == 957
+        assert "--max-timestep 1: this model predicts the noise" in err
+        assert err.count("\n") == 1
+    else:
+        assert steps[1] == 999
+        assert not err
+
+
 @pytest.mark.parametrize(
     ("kind", "part", "name", "value"),
     [

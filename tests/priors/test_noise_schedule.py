@@ -2,14 +2,18 @@
 
 import inspect
 import json
+import warnings
 
 import pytest
 import torch
 from small_stable_diffusion import edit, on_torch, one_line
 
+from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.engines.libraries import library
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.priors import highest_timestep
 from ddpo3d_fast.priors.noise_schedule import read_noise_schedule
+from ddpo3d_fast.schedule import timestep_range
 
 CONFIG = "scheduler/scheduler_config.json"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -224,6 +228,7 @@ def test_a_model_of_another_kind_of_noise_is_one_line(xl, config):
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "which timestep_type turns off"),
         ("DEISMultistepScheduler", {"prediction_type": "flow_prediction"}, "got 'flow_prediction'"),
         ("DDIMScheduler", {"trained_betas": [0.1, -9.0]}, "expected betas from 0 to 1"),
+        ("DDIMScheduler", {"trained_betas": [0.9999, 0.1]}, "expected a picture in the noise"),
         ("DDIM", {}, "got 'DDIM'"),
         ("PNDMSheduler", {}, "got 'PNDMSheduler'; did you mean PNDMScheduler?"),
         ("StableDiffusionPipeline", {}, "got 'StableDiffusionPipeline'"),
@@ -250,3 +255,48 @@ def test_a_wrong_schedule_is_one_line(sd, changes, words):
     line = one_line(sd)
     assert words in line
     assert "scheduler_config.json" in line
+
+
+# Where a prediction says something
+
+
+def test_epsilon_says_nothing_where_the_picture_drowns():
+    """At zero terminal SNR and just below, where its clean guess is divided by next to nothing."""
+    for settings, drowned in (
+        (BETAS, False),  # Stable Diffusion's
+        (BETAS | {"rescale_betas_zero_snr": True}, True),
+        ({"beta_schedule": "squaredcos_cap_v2"}, True),
+        ({}, True),
+    ):
+        alphas = schedulers().DDIMScheduler(**settings).alphas_cumprod
+        for count in (alphas, alphas[::50]):
+            assert highest_timestep(count, "v_prediction") == highest_timestep(count, "sample") == 1
+        highest = highest_timestep(alphas, "epsilon")
+        assert (highest < 1) == drowned
+        last = round(highest * (len(alphas) - 1))
+        assert alphas[last].sqrt() >= 0.02  # where 2 % of the noise are as much as the picture
+        assert last == len(alphas) - 1 or alphas[last + 1].sqrt() < 0.02
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_timesteps_of_a_run_stay_where_the_prediction_says_something(sd, prediction):
+    config = BETAS | {"rescale_betas_zero_snr": True, "prediction_type": prediction}
+    schedulers().DDIMScheduler(**config).save_pretrained(sd / "scheduler")
+    prior = on_torch(sd)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FallbackWarning)
+        low, high = timestep_range(Schedule(max_timestep=1.0), prior)
+        whole = timestep_range(Schedule(max_timestep=0.9), prior)
+    lines = [str(each.message) for each in said if each.category is FallbackWarning]
+    assert whole == (Schedule().min_timestep, 0.9)
+    assert low == Schedule().min_timestep
+    if prediction == "epsilon":
+        assert 0.95 < high < 0.96
+        (line,) = lines
+        assert line.startswith("--max-timestep 1: this model predicts the noise")
+        assert line.endswith("0.958 takes its place")
+        with pytest.warns(FallbackWarning):
+            assert timestep_range(Schedule(min_timestep=0.99, max_timestep=1.0), prior) == (high, high)
+    else:
+        assert high == 1
+        assert not lines
