@@ -118,7 +118,7 @@ class Distillation:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
     ] = ()
-    """an adapter's safetensors to fuse into the model; repeat it for several"""
+    """a LoRA's or DoRA's safetensors to fuse into the model; repeat it for several"""
     interpolate_views: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: a mixture)")] = True
     """with Stable Diffusion, take the nearest view's prompt (front, side, back, overhead), not a mixture of
     the two nearest"""

@@ -1,132 +1,166 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685), fused on loading: W + scale (alpha / r) B A."""
+"""Low-rank adapters, fused on loading: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353)."""
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Collection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ddpo3d_fast.engines.libraries import library
-from ddpo3d_fast.errors import InputError, first_line
-from ddpo3d_fast.priors.parts import quietly
+from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors.lora_file import Change, read_changes, shown
 from ddpo3d_fast.sources import record
 
-_ADAPTER = "lora"
-_UP = re.compile(r"(\.up|\.lora_B)\.weight$")  # the names of up matrices, old and new
-# How a file calls the two matrices of a module: diffusers' names, new and old, and kohya's.
-_DOWN_IN_FILE = re.compile(r"\.(?:lora_A|lora_down|down)\.weight$")
-_UP_IN_FILE = re.compile(r"\.(?:lora_B|lora_up|up)\.weight$")
-# How diffusers names the attention of text encoders in kohya's files, and how it reads it. Where both kinds
-# of names meet, as they do once feed-forward layers are adapted, too, it drops the attention without a word.
-_RENAMED = {f".to_{old}_lora.": f".{old}_proj.lora_linear_layer." for old in ("q", "k", "v", "out")}
+# The names of a UNet's modules in diffusers and in the first published code (sgm), which kohya's scripts keep
+# for XL: in a residual block, and outside the blocks.
+_RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTER = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_out": "out.2",
+}
+# How old files call the projections of attention, in a UNet and in a text encoder.
+_ATTENTION = {
+    ".to_out.0": ".to_out",
+    ".q_proj": ".to_q",
+    ".k_proj": ".to_k",
+    ".v_proj": ".to_v",
+    ".out_proj": ".to_out",
+}
 
 
 class Lora:
-    """One adapter's weights, as trained with diffusers or with kohya's scripts."""
+    """One adapter's weights, in the names of diffusers, peft, kohya's scripts or LyCORIS."""
 
-    def __init__(self, path: str | Path, scale: float, unet_config: dict[str, Any]) -> None:
-        """`path` is a .safetensors file; `unet_config` that of diffusers' UNet, for the names of XL's blocks.
+    def __init__(self, path: str | Path, scale: float, parts: Collection[str]) -> None:
+        """`path` is a .safetensors file; `parts` are those of `unet`, `text_encoder` and `text_encoder_2`
+        that the model has.
 
-        Raises InputError if the file cannot be read, holds nothing for a UNet or a text encoder, or lacks one
-        of a module's two matrices.
+        Raises InputError if the file cannot be read, is no LoRA or DoRA of such a model, or lacks one of a
+        module's two matrices.
         """
         self.path, self.scale = Path(path).expanduser(), scale
         if self.path.suffix != ".safetensors" or not self.path.is_file():
             raise InputError(f"--lora: expected a .safetensors file, got {str(path)!r}")
         record(self.path)
-        self._mixin = library("diffusers.loaders", "--lora").StableDiffusionXLLoraLoaderMixin
-        library("peft", "--lora")
-        try:
-            weights = load_file(self.path)
-            _check_halves(weights, self.path)
-            scaled = _scaled_by_alpha(weights)
-            with quietly():
-                self._weights, _, self._metadata = self._mixin.lora_state_dict(
-                    scaled or str(self.path),
-                    unet_config=SimpleNamespace(layers_per_block=unet_config.get("layers_per_block", 2)),
-                    use_safetensors=True,
-                    return_lora_metadata=True,
-                )
-        except InputError:
-            raise
-        except Exception as error:  # safetensors', diffusers' and the system's share no base class
-            raise InputError(f"--lora: {self.path}: is no LoRA ({first_line(error)})") from error
-        for old, new in _RENAMED.items():
-            self._weights = {
-                key.replace(old, new) if key.startswith("text_encoder") else key: tensor
-                for key, tensor in self._weights.items()
-            }
-        if not any(_UP.search(key) and key.startswith(("unet.", "text_encoder")) for key in self._weights):
-            raise InputError(f"--lora: {self.path}: has no LoRA weights for a UNet or a text encoder")
+        self._changes, self._trained_for = read_changes(self.path, parts)
 
     def fuse(self, network: Any, part: str) -> None:
-        """Adds the adapter to the weights of a part: `unet`, `text_encoder` or `text_encoder_2`; or nothing,
-        if it has none for that part.
+        """Changes the weights of a part: `unet`, `text_encoder` or `text_encoder_2`; or nothing, if the file
+        has nothing for that part, or the scale is 0.
 
         Raises InputError if they do not fit.
         """
-        up = [t for key, t in self._weights.items() if key.startswith(f"{part}.") and _UP.search(key)]
-        if not up:
-            return
-        options = {"network_alphas": None, "adapter_name": _ADAPTER, "metadata": self._metadata}
-        base = library("diffusers.loaders.lora_base", "--lora")
-        try:
-            with quietly():
-                if part == "unet":
-                    network.load_lora_adapter(dict(self._weights), prefix=part, **options)
-                    whole = _energy_of_up(network)
-                    network.fuse_lora(lora_scale=self.scale, safe_fusing=True, adapter_names=[_ADAPTER])
-                    network.unload_lora()
-                else:
-                    self._mixin.load_lora_into_text_encoder(
-                        dict(self._weights), text_encoder=network, prefix=part, **options
-                    )
-                    whole = _energy_of_up(network)
-                    base.fuse_text_encoder_lora(network, self.scale, True, [_ADAPTER])
-                    # diffusers has no unload_lora for these; the next adapter shall find what was there.
-                    library("diffusers.utils.peft_utils", "--lora").recurse_remove_peft_layers(network)
-                    del network.peft_config
-                    network._hf_peft_config_loaded = False
-        except Exception as error:  # torch's, peft's and diffusers' share no base class
-            raise InputError(f"--lora: {self.path}: does not fit the {part} ({first_line(error)})") from error
-        # What has no place in the network is left out with a warning at most.
-        if not math.isclose(whole, sum(float(t.double().square().sum()) for t in up), rel_tol=1e-3):
-            raise InputError(f"--lora: {self.path}: has weights that fit nothing in the {part}")
+        changes = self._changes.get(part, {}) if self.scale else {}
+        modules = _modules_by_name(network) if changes else {}
+        trained_for = f"; it was trained for {self._trained_for}" if self._trained_for else ""
+        for name, change in changes.items():
+            adapted = f"{shown(change.name)}{trained_for}"
+            if name not in modules:
+                raise InputError(
+                    f"--lora: {self.path}: has weights that fit nothing in the {part}: {adapted}"
+                )
+            weight = modules[name].weight
+            changed = _fused(weight.detach().float(), change, self.scale)
+            if changed is None:
+                got = f"{list(change.up.shape)} by {list(change.down.shape)}"
+                raise InputError(
+                    f"--lora: {self.path}: does not fit the {part}: expected matrices for "
+                    f"{list(weight.shape)}, got {got} for {adapted}"
+                )
+            weight.data.copy_(changed)
 
 
-def _energy_of_up(network: Any) -> float:
-    """The sum of squares of the up matrices that have been loaded."""
-    named = network.named_parameters()
-    return sum(
-        float(p.detach().double().square().sum()) for name, p in named if f".lora_B.{_ADAPTER}." in name
-    )
+def _fused(weight: Tensor, change: Change, scale: float) -> Tensor | None:
+    """A module's weight [out, in] or [out, in, kh, kw], changed; None where the shapes do not fit.
 
+    LoRA: W + s D with D = (alpha / r) B A. DoRA gives the rows (LyCORIS also knew columns) a learnt length m.
+    How a scale s other than 1 enters is each format's own:
 
-def _check_halves(weights: dict[str, Tensor], path: Path) -> None:
-    """InputError for a module with one matrix: peft would leave it out, or draw the other at random."""
-    down, up = (
-        {half.sub("", key) for key in weights if half.search(key)} for half in (_DOWN_IN_FILE, _UP_IN_FILE)
-    )
-    for half, lacking in (("up", down - up), ("down", up - down)):
-        if lacking:
-            raise InputError(f"--lora: {path}: lacks the {half} matrix of {min(lacking)}")
-
-
-def _scaled_by_alpha(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """kohya's weights with their alpha / r in the up matrix; None where there are none such.
-
-    diffusers would hand the alphas on, but misses modules where they are not all the same.
+        peft, diffusers     m (W + s D) / |W + s D|
+        LyCORIS, kohya      (W + D) (1 + s (m / |W + D| - 1))
     """
-    alphas = {key.removesuffix(".alpha"): float(a) for key, a in weights.items() if key.endswith(".alpha")}
-    if not alphas:
+    delta = _delta(weight.shape, change)
+    if delta is None:
         return None
-    scaled = {key: tensor for key, tensor in weights.items() if not key.endswith(".alpha")}
-    for name, alpha in alphas.items():
-        rank = weights[f"{name}.lora_down.weight"].shape[0]
-        scaled[f"{name}.lora_up.weight"] = weights[f"{name}.lora_up.weight"].float() * (alpha / rank)
-    return scaled
+    if change.magnitude is not None:
+        changed = weight + scale * change.factor * delta
+        lengths = changed.flatten(1).norm(dim=1)
+        if change.magnitude.numel() != len(lengths):
+            return None
+        ratio = change.magnitude.flatten() / lengths
+        return changed * ratio.view(-1, *[1] * (weight.ndim - 1))
+    if change.dora_scale is None:
+        return weight + scale * change.factor * delta
+    changed = weight + change.factor * delta
+    kept = 0 if change.dora_scale.shape[:1] == weight.shape[:1] else 1
+    axes = [axis for axis in range(weight.ndim) if axis != kept]
+    lengths = torch.linalg.vector_norm(changed, dim=axes, keepdim=True) + torch.finfo(torch.float32).eps
+    if change.dora_scale.numel() != lengths.numel():
+        return None
+    return changed * (1 + scale * (change.dora_scale.view_as(lengths) / lengths - 1))
+
+
+def _delta(shape: torch.Size, change: Change) -> Tensor | None:
+    """B A in a weight's shape, without alpha / r."""
+    up, down, mid = change.up, change.down, change.mid
+    if up.ndim < 2 or down.ndim < 2 or up.shape[0] != shape[0] or down.shape[1] != shape[1]:
+        return None
+    if up[0].numel() != (down if mid is None else mid).shape[0]:
+        return None
+    if mid is None:
+        product = up.flatten(1) @ down.flatten(1)
+    elif mid.ndim < 2 or mid.shape[1] != down.shape[0] or down[0].numel() != shape[1]:
+        return None
+    else:
+        product = torch.einsum("or,rs...,si->oi...", up.flatten(1), mid, down.flatten(1))
+    return product.view(shape) if product.numel() == shape.numel() else None
+
+
+def _modules_by_name(network: Any) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The modules that can be adapted, by every name that a file may have for them, with "_" for "."."""
+    layers = getattr(network.config, "layers_per_block", None)
+    modules: dict[str, nn.Linear | nn.Conv2d] = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        bare = name.removeprefix("text_model.")  # transformers has it, or not, from one version to the next
+        names = [bare, f"text_model.{bare}"]
+        for new, old in _ATTENTION.items():
+            names += [each.removesuffix(new) + old for each in names[:2] if each.endswith(new)]
+        if isinstance(layers, int):
+            names += _sgm_names(name, layers)
+        modules |= {each.replace(".", "_"): module for each in names}
+    return modules
+
+
+def _sgm_names(name: str, layers: int) -> list[str]:
+    """What the first published code calls a module of a UNet with `layers` layers a block; two names where
+    that hangs on what the block has else."""
+    if name in _OUTER:
+        return [_OUTER[name]]
+    match = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.([a-z]+)\.(\d+)\.([^.]+)(.*)", name)
+    if not match:
+        return []
+    first, kind, layer, inner = int(match[2] or 0) * (layers + 1), match[3], int(match[4]), match[5]
+    rest = f"{_RESNET.get(inner, inner) if kind == 'resnets' else inner}{match[6]}"
+    place = int(kind == "attentions")
+    if match[1] is None:
+        return [f"middle_block.{2 * layer + place}.{rest}"]
+    if kind == "downsamplers":
+        return [f"input_blocks.{1 + first + layers}.0.op"]
+    if kind == "upsamplers":
+        return [f"output_blocks.{first + layers}.{place}.{rest}" for place in (1, 2)]
+    blocks = f"input_blocks.{1 + first + layer}" if match[1] == "down" else f"output_blocks.{first + layer}"
+    return [f"{blocks}.{place}.{rest}"]

@@ -76,10 +76,11 @@ class StableDiffusionPrior:
 
         # What the user may have got wrong comes before the weights, which take long.
         unet_config = read_config(self.folder / "unet" / "config.json")
-        self._lora = [Lora(path, scale, unet_config) for path, scale in lora]
+        xl = unet_config.get("addition_embed_type") == "text_time"
+        parts = ("unet", "text_encoder", "text_encoder_2") if xl else ("unet", "text_encoder")
+        self._lora = [Lora(path, scale, parts) for path, scale in lora]
         if prompts:
-            texts = [*view_prompts(prompts[0]), prompts[1]]
-            check_lengths(self.folder, texts, unet_config.get("addition_embed_type") == "text_time")
+            check_lengths(self.folder, [*view_prompts(prompts[0]), prompts[1]], xl)
         # Adapters are added in fp32: in fp16, what is small beside the weights would be lost.
         precision = torch.float32 if lora else self.dtype
         unet = load_network_part("diffusers", "UNet2DConditionModel", self.folder / "unet", precision)
