@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.config import Scene, Schedule
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import Call, Prior, highest_timestep
+from ddpo3d_fast.priors import Call, Prior
 from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.scene import Cameras, sample_cameras
 
@@ -22,7 +22,7 @@ def timestep_range(schedule: Schedule, prior: Prior) -> tuple[float, float]:
     """The lowest and the highest timestep of a run, as fractions of the prior's. Where its predictions say
     nothing of the clean picture any more at `max_timestep`, the highest at which they do, with a
     FallbackWarning."""
-    highest = highest_timestep(prior.alphas_cumprod, prior.prediction_type)
+    highest = prior.highest_timestep
     if schedule.max_timestep <= highest:
         return schedule.min_timestep, schedule.max_timestep
     warnings.warn(

@@ -15,7 +15,6 @@ from ddpo3d_fast.priors.autoencoder import Call
 from ddpo3d_fast.priors.base import Codec, Prior
 from ddpo3d_fast.priors.embedded import FOLDER, EmbeddedPrior
 from ddpo3d_fast.priors.hub import MODELS, find_model
-from ddpo3d_fast.priors.noise_schedule import highest_timestep
 from ddpo3d_fast.priors.parts import read_config
 from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
 
@@ -81,12 +80,4 @@ def load_prior(
     return EmbeddedPrior(folder or FOLDER, device, runtime, calls)
 
 
-__all__ = [
-    "Call",
-    "Codec",
-    "EmbeddedPrior",
-    "Prior",
-    "StableDiffusionPrior",
-    "highest_timestep",
-    "load_prior",
-]
+__all__ = ["Call", "Codec", "EmbeddedPrior", "Prior", "StableDiffusionPrior", "load_prior"]

@@ -37,6 +37,7 @@ class Prior(Protocol):
     picture_size: int  # pixels of the pictures that it was trained on
     alphas_cumprod: Tensor  # [T] float32, on the device
     prediction_type: str  # epsilon, v_prediction or sample
+    highest_timestep: float  # whose prediction says something of the clean picture, as a fraction of the last
     clip: tuple[float, float] | None  # range of the latents, if they have one
 
     def prompt(self, text: str, negative: str = "", three: bool = False) -> Any:

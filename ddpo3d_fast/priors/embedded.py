@@ -50,6 +50,7 @@ class EmbeddedPrior:
     """A frozen text-conditioned diffusion model of 64 px views that predicts the clean picture."""
 
     prediction_type = "sample"
+    highest_timestep = 1.0
     clip: tuple[float, float] | None = (-1.0, 1.0)  # range of the latents
 
     def __init__(

@@ -17,7 +17,7 @@ from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.clip_text import check_lengths, encode_texts
 from ddpo3d_fast.priors.hub import CODECS, find_model, missing_part
 from ddpo3d_fast.priors.lora import Lora
-from ddpo3d_fast.priors.noise_schedule import read_noise_schedule
+from ddpo3d_fast.priors.noise_schedule import highest_timestep, read_noise_schedule
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
 from ddpo3d_fast.priors.views import view_prompts, view_weights
 
@@ -72,6 +72,7 @@ class StableDiffusionPrior:
         if missing := missing_part(self.folder):
             raise InputError(missing)
         self.alphas_cumprod, self.prediction_type = read_noise_schedule(self.folder)
+        self.highest_timestep = highest_timestep(self.alphas_cumprod, self.prediction_type)
         self.alphas_cumprod = self.alphas_cumprod.to(self.device)
 
         # What the user may have got wrong comes before the weights, which take long.

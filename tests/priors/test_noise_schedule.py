@@ -11,8 +11,7 @@ from small_stable_diffusion import edit, on_torch, one_line
 from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import highest_timestep
-from ddpo3d_fast.priors.noise_schedule import read_noise_schedule
+from ddpo3d_fast.priors.noise_schedule import highest_timestep, read_noise_schedule
 from ddpo3d_fast.schedule import timestep_range
 
 CONFIG = "scheduler/scheduler_config.json"
