@@ -15,7 +15,6 @@ from ddpo3d_fast.errors import InputError
         ("diffusers", "UNet2DConditionModel"),
         ("transformers", "CLIPTextModel"),
         ("open_clip", "create_model"),
-        ("peft", "LoraConfig"),
     ],
 )
 def test_every_library_of_the_extra_is_found(name, attribute):
