@@ -47,7 +47,7 @@ class ToyCodec:
 class ToyPrior:
     """Predicts whatever kind it is told to, from prompt, camera, timestep and neighbouring latents."""
 
-    device, runtime, picture_size = torch.device("cpu"), "a toy", 16
+    device, runtime, picture_size, highest_timestep = torch.device("cpu"), "a toy", 16, 1.0
 
     def __init__(
         self, prediction_type: str = "sample", clip: tuple[float, float] | None = (-0.6, 0.6)
