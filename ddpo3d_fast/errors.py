@@ -30,8 +30,8 @@ class FallbackWarning(UserWarning):
 
 
 def number(value: float) -> str:
-    """A number as people write it: a whole one with all its digits, another with six."""
-    whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+    """A number as people write it: an integer, or any whole one below 1e9, with all its digits."""
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e9)
     return str(int(value)) if whole else f"{value:g}"
 
 
