@@ -110,6 +110,7 @@ class RunFolder:
         any moment, the folder holds no results of another configuration than the one that is in it. Raises
         InputError, in which case nothing is lost, if another run has begun here in the meantime.
         """
+        text = _config_text(config, provenance)  # looks at the machine, where something may be wrong, too
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self._claimed:
@@ -124,7 +125,8 @@ class RunFolder:
                         flush(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
-        self.write_config(config, provenance)
+        self.config = config
+        write_text(self.path / CONFIG, text)
 
     def _left_behind(self) -> list[Path]:
         """What a run that was killed in the middle of a file has left of it."""
@@ -149,17 +151,6 @@ class RunFolder:
     def files(self) -> list[Path]:
         """The files of this folder that this class has written."""
         return [path for name in (CONFIG, METRICS, CHECKPOINT) if (path := self.path / name).is_file()]
-
-    def write_config(self, config: Config, provenance: dict[str, Any]) -> None:
-        """Writes everything needed to repeat the run, and under `provenance` what it ran on."""
-        import torch
-
-        from ddpo3d_fast.info import machine
-
-        self.config = config
-        facts = {"version": __version__, "torch": torch.__version__, "machine": machine()} | provenance
-        data = to_dict(config) | {"provenance": {name: str(value) for name, value in facts.items()}}
-        write_text(self.path / CONFIG, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
 
     def identify(self, files: Iterable[Path]) -> None:
         """Takes the fingerprints of the files that shape the run, for its checkpoints. Raises InputError if
@@ -233,6 +224,17 @@ class RunFolder:
                 f"--resume: {path} is damaged: expected one JSON object a line, each of a step "
                 f"({first_line(error)})"
             ) from error
+
+
+def _config_text(config: Config, provenance: dict[str, Any]) -> str:
+    """Everything needed to repeat the run, and under `provenance` what it ran on."""
+    import torch
+
+    from ddpo3d_fast.info import machine
+
+    facts = {"version": __version__, "torch": torch.__version__, "machine": machine()} | provenance
+    data = to_dict(config) | {"provenance": {name: str(value) for name, value in facts.items()}}
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_config(path: str | Path, argument: str) -> Config:

@@ -32,7 +32,8 @@ class Loop:
         observer({"stage": "load", "message": "loading"})
         for step in (1, 2):
             observer({"stage": "distill", "step": step, "steps": 2, "seconds": 0.5 * step, "loss": 0.25})
-        folder.write_config(config, {})
+        with folder.claimed():
+            folder.begin(config, {}, resume)
         folder.write_metrics([{"step": 1}, {"step": 2}])
         folder.save_checkpoint({"step": 2})
         self.ends()

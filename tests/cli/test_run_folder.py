@@ -84,7 +84,8 @@ def test_making_a_folder_leaves_no_trace(config: Config, work: Path) -> None:
 
 def test_settings_come_back_with_their_provenance_beside_them(config: Config, work: Path) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {"engine": "ONNX Runtime"})
+    with folder.claimed():
+        folder.begin(config, {"engine": "ONNX Runtime"})
     written = yaml.safe_load((folder.path / "config.yaml").read_text())
     assert written["provenance"].keys() == {"version", "torch", "machine", "engine"}
     assert written["provenance"]["version"] == __version__
@@ -107,7 +108,8 @@ def test_numbers_without_a_point_are_read_from_yaml(work: Path) -> None:
 
 def test_a_checkpoint_comes_back(config: Config, work: Path) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     state = {"step": 3, "gaussians": {"means": torch.arange(6.0)}, "rewards": [0.25, 0.5]}
     folder.save_checkpoint(state)
     loaded = RunFolder.open(folder.path).load_checkpoint()
@@ -118,7 +120,8 @@ def test_a_checkpoint_comes_back(config: Config, work: Path) -> None:
 
 def test_an_opened_folder_may_have_been_moved(config: Config, work: Path) -> None:
     folder = RunFolder.create(dataclasses.replace(config, output=work / "here"))
-    folder.write_config(folder.config, {})
+    with folder.claimed():
+        folder.begin(folder.config, {})
     folder.save_checkpoint({"step": 3})
     folder.path.rename(work / "there")
     moved = RunFolder.open(work / "there")
@@ -128,7 +131,8 @@ def test_an_opened_folder_may_have_been_moved(config: Config, work: Path) -> Non
 
 def test_more_steps_fit_a_checkpoint_and_another_seed_does_not(config: Config, work: Path) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     folder.save_checkpoint({"step": 3})
     longer = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, steps=100))
     assert RunFolder(folder.path, longer).load_checkpoint() == {"step": 3}
@@ -139,7 +143,8 @@ def test_more_steps_fit_a_checkpoint_and_another_seed_does_not(config: Config, w
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"PK\x03\x04 half an archive"])
 def test_a_damaged_checkpoint_is_named(config: Config, work: Path, damage: bytes) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     (folder.path / "checkpoint.pt").write_bytes(damage)
     with pytest.raises(InputError, match=r"--resume: .*checkpoint.pt is damaged") as caught:
         folder.load_checkpoint()
@@ -148,7 +153,8 @@ def test_a_damaged_checkpoint_is_named(config: Config, work: Path, damage: bytes
 
 def test_a_checkpoint_cannot_run_code(config: Config, work: Path) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     torch.save({"config": {}, "state": {"step": Path("an object")}}, folder.path / "checkpoint.pt")
     with pytest.raises(InputError, match="damaged"):
         folder.load_checkpoint()
@@ -320,7 +326,8 @@ def test_a_checkpoint_goes_on_with_the_files_that_it_was_made_with(config: Confi
         path.parent.mkdir()
         path.write_bytes(b"as they were")
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     folder.identify([weights, other])
     folder.save_checkpoint({"step": 3})
 
@@ -342,7 +349,8 @@ def test_a_checkpoint_goes_on_with_the_files_that_it_was_made_with(config: Confi
 
 def test_without_a_checkpoint_there_is_no_state(config: Config, work: Path) -> None:
     folder = RunFolder.create(config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     assert RunFolder.open(folder.path).load_checkpoint() is None
 
 

@@ -137,7 +137,8 @@ def save_run(path: Path, steps: int = 3) -> RunFolder:
     config = preset("draft", "a red mushroom")
     config = replace(config, reward=replace(config.reward, policy_weight=0.0, guide_weight=0.0))
     folder = RunFolder(path, config)
-    folder.write_config(config, {})
+    with folder.claimed():
+        folder.begin(config, {})
     folder.write_metrics([{"step": step} for step in range(1, steps + 1)])
     folder.save_checkpoint({"step": steps, "gaussians": {"means": torch.zeros(2, 3)}})
     return folder
