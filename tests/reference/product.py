@@ -55,7 +55,8 @@ def run(
         patch.setitem(sys.modules, module, SimpleNamespace(**{attribute: function}))
     if state is not None:  # a run that was left after the step before
         folder = RunFolder.create(config)
-        folder.write_config(config, {})
+        with folder.claimed():
+            folder.begin(config, {})
         gaussians = {name: tensor.float() for name, tensor in state.gaussians.items()}
         rewards, screen = state.rewards.tolist(), state.screen.float()
         folder.save_checkpoint(
