@@ -21,7 +21,7 @@ from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
-from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast.guidance import OBJECTIVES, ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import TileCapacity, get_num_threads
@@ -130,7 +130,7 @@ def with_default_reward(config: Config) -> Config:
 
 def predictions(config: Config) -> int:
     """How many an item needs: for the prompt and for nothing or the negative prompt, or for all three."""
-    return 3 if config.distillation.residual == "nfsd" else 2
+    return 1 + len(OBJECTIVES[config.distillation.residual].against)
 
 
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:

@@ -8,7 +8,6 @@ so that the noise policy costs one decode and one score a noise.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,20 +15,18 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import config
-from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, policy_schedule, shuffled
-from ddpo3d_fast.kernels import (
-    add_noise,
-    csd_mixture,
-    denoise_action,
-    guidance_rescale,
-    mixed_residual,
-    nfsd_mixture,
-    score_residual,
+from ddpo3d_fast.guidance.objectives import (
+    ACTION_STREAM,
+    NOISE_STREAM,
+    OBJECTIVES,
+    Arithmetic,
+    Denoised,
 )
+from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, policy_schedule, shuffled
+from ddpo3d_fast.kernels import add_noise
 from ddpo3d_fast.priors import Prior
 from ddpo3d_fast.rewards import Reward
 
-NOISE_STREAM, ACTION_STREAM = 0, 1  # of Philox, beside the step's offset
 DDIM_STRIDE = 0.1  # of the training timesteps, from a noisy view to the DDIM policy's action
 Timer = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -61,13 +58,14 @@ class ScoreDistillation:
         self.settings, self.policy, self.seed, self.noises = distillation, reward, seed, noises
         self.timer = timer
         self.baseline = RunningBaseline(device=prior.device)
-        # The two kernels, with what is the same for a whole run.
-        scale, predicts, clip = distillation.guidance_scale, prior.prediction_type, prior.clip
-        self._score_residual = functools.partial(
-            score_residual, guidance_scale=scale, prediction_type=predicts, clip=clip, seed=seed
-        )
-        self._denoise_action = functools.partial(
-            denoise_action, guidance_scale=scale, prediction_type=predicts, clip=clip, seed=seed
+        self.objective = OBJECTIVES[distillation.residual]
+        self.arithmetic = Arithmetic(
+            prediction_type=prior.prediction_type,
+            clip=prior.clip,
+            train_timesteps=len(prior.alphas_cumprod),
+            guidance_scale=distillation.guidance_scale,
+            guidance_rescale=distillation.guidance_rescale,
+            seed=seed,
         )
 
     def inputs(self, cameras: Tensor, timesteps: Tensor, step: int) -> tuple[dict[str, Tensor], bool]:
@@ -117,9 +115,10 @@ class ScoreDistillation:
             if acting:
                 rewards = self._rewards(noisy, guesses, per_action, pictures)
                 advantages = self._advantages(rewards, inputs)
-            weight = self._weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
+            weight = self.objective.weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
-                grad = self._residual(noisy, guesses, per_action, weight.flatten(), per_item, offset, actions)
+                denoised = Denoised(noisy, guesses, per_action, per_item, offset, actions)
+                grad = self.objective.residual(denoised, weight.flatten(), self.arithmetic)
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
@@ -142,13 +141,14 @@ class ScoreDistillation:
         with self.timer("predict"):
             guesses = prior.predict(noisy, timesteps, conditions)
         with self.timer("residual"):
-            grad = self._residual(noisy, guesses, levels, self._weight(levels), timesteps, offset)
+            denoised = Denoised(noisy, guesses, levels, timesteps, offset, 1)
+            grad = self.objective.residual(denoised, self.objective.weight(levels), self.arithmetic)
         guesses = guesses[:2]  # the policy's step has one guidance, whatever the residual's
         later = (timesteps - round(DDIM_STRIDE * len(prior.alphas_cumprod))).clamp_min(0)
         repeated = [tensor.repeat_interleave(actions, 0) for tensor in (noisy, *guesses, levels, later)]
         noisy_k, cond_k, uncond_k, levels_k, later_k = repeated
         later_levels = torch.maximum(prior.alphas_cumprod[later_k], levels_k)
-        action = self._denoise_action(
+        action = self.arithmetic.denoise_action(
             noisy_k,
             cond_k,
             uncond_k,
@@ -166,7 +166,7 @@ class ScoreDistillation:
         # Natural-gradient scaling: grad log pi = sqrt(abar') n / sigma, times sigma.
         weight = strength[:, None] * advantages * later_levels.view(-1, actions).sqrt() / actions
         with self.timer("residual"):
-            grad = grad + self._score_residual(
+            grad = grad + self.arithmetic.score_residual(
                 noisy_k,
                 cond_k,
                 uncond_k,
@@ -180,68 +180,6 @@ class ScoreDistillation:
             )
         return grad, rewards
 
-    def _residual(
-        self,
-        noisy: Tensor,
-        guesses: tuple[Tensor, ...],
-        levels: Tensor,
-        weight: Tensor,
-        timesteps: Tensor,
-        offset: Tensor,
-        actions: int = 1,
-    ) -> Tensor:
-        """The gradient on the latents [V, ...] that the run's residual gives, from B = V actions items."""
-        prior, settings = self.prior, self.settings
-        if settings.residual in ("csd", "nfsd"):
-            mixture = (
-                csd_mixture(len(noisy), noisy.device)
-                if settings.residual == "csd"
-                else nfsd_mixture(timesteps, settings.guidance_scale, len(prior.alphas_cumprod))
-            )
-            cond, uncond, *negative = guesses
-            return mixed_residual(
-                noisy,
-                cond,
-                uncond,
-                negative[0] if negative else None,
-                levels,
-                weight,
-                mixture,
-                prior.prediction_type,
-                actions,
-            )
-        cond, uncond = guesses
-        return self._score_residual(
-            noisy,
-            cond,
-            uncond,
-            levels,
-            weight,
-            noise_stream=NOISE_STREAM,
-            actions=actions,
-            stream_offset=offset,
-            clean_scale=self._clean_scale(noisy, guesses, levels),
-        )
-
-    def _clean_scale(self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor) -> Tensor | None:
-        """What each clean guess shrinks by, [B], where strong guidance has widened its spread."""
-        if not self.settings.guidance_rescale:
-            return None
-        denoise = functools.partial(self._denoise_action, clip=None, outputs=("clean",))
-        plain, guided = (
-            denoise(noisy, guesses[0], other, levels, levels).clean for other in (None, guesses[1])
-        )
-        assert plain is not None
-        assert guided is not None
-        return guidance_rescale(plain, guided, self.settings.guidance_rescale)
-
-    def _weight(self, levels: Tensor) -> Tensor:
-        """w(t) of the residual, [V]: 1 - abar, as in DreamFusion, but for `clean`.
-
-        `clean`: eps^ - eps = sqrt(abar / (1 - abar)) (z - z0^), so the gradient is sqrt(1 - abar) (z - z0^).
-        """
-        return (1 - levels) / levels.sqrt() if self.settings.residual == "clean" else 1 - levels
-
     def _rewards(
         self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor
     ) -> Tensor:
@@ -252,7 +190,7 @@ class ScoreDistillation:
             with self.timer("reward"):
                 return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, self.noises)
         with self.timer("residual"):
-            clean = self._denoise_action(
+            clean = self.arithmetic.denoise_action(
                 noisy,
                 guesses[0],
                 guesses[1],

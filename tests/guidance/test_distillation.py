@@ -156,8 +156,7 @@ def test_the_ddim_policy_adds_the_score_function_of_its_actions(step):
 
 
 def test_dreamfusions_weight_is_one_minus_abar_times_the_noise_residual(step):
-    plain = guidance(policy_weight=0.0)
-    plain.settings = dataclasses.replace(plain.settings, residual="sds")
+    plain = guidance(distillation=dataclasses.replace(PLAIN, residual="sds"), policy_weight=0.0)
     residual, _ = plain_terms(**step)
     abar = ToyPrior.alphas_cumprod[step["timesteps"]].double().view(-1, 1, 1, 1)
     expected = encode_vjp(residual.mean(1) * abar.sqrt())
