@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Draw(NamedTuple):
     picture: int
 
 
-def draw(number: int, config: Config, picture_size: int, timesteps: int) -> Draw:
+def draw(number: int, config: Config, prior: Any) -> Draw:
     schedule, views = config.schedule, config.schedule.views
     fraction = (number - 1) / schedule.steps
     generator = torch.Generator().manual_seed(1000003 * config.seed + number)
@@ -88,14 +88,21 @@ def draw(number: int, config: Config, picture_size: int, timesteps: int) -> Draw
     backgrounds = torch.where(white < 0.5, torch.ones_like(other), other)
 
     jitter = schedule.timestep_jitter * (2 * torch.rand(views, generator=generator).double() - 1)
-    low, high = schedule.min_timestep, schedule.max_timestep
+    low, high = (min(end, prior.highest_timestep) for end in (schedule.min_timestep, schedule.max_timestep))
     level = (high + (low - high) * fraction + jitter).clamp(low, high)
 
     sizes = [
-        round(picture_size * scales[int(fraction * len(scales))])
+        round(prior.picture_size * scales[int(fraction * len(scales))])
         for scales in (schedule.render_scales, schedule.picture_scales)
     ]
-    return Draw(generator, fraction, cameras, backgrounds, (level * (timesteps - 1)).floor().long(), *sizes)
+    return Draw(
+        generator,
+        fraction,
+        cameras,
+        backgrounds,
+        (level * (len(prior.alphas_cumprod) - 1)).floor().long(),
+        *sizes,
+    )
 
 
 def view_weights(azimuth: Tensor, elevation: Tensor, interpolate: bool) -> Tensor:

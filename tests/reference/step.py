@@ -64,7 +64,7 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
     """Step `number`, from 1, of a run."""
     schedule, scene = config.schedule, config.scene
     views = schedule.views
-    now = draw(number, config, prior.picture_size, len(prior.alphas_cumprod))
+    now = draw(number, config, prior)
 
     leaves = {name: state.gaussians[name].clone().requires_grad_() for name in PARAMETERS}
     count = len(leaves["means"])

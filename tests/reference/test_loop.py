@@ -181,6 +181,9 @@ CASES = {
     ),
     "rescaled": Case({"guidance_rescale": 0.7, "guidance_scale": 5.0, "residual": "sds"}),
     "rescaled, unclipped": Case({"guidance_rescale": 0.4, "guidance_scale": 4.0}, prior=VELOCITY),
+    "a prior that knows nothing of the last timesteps": Case(
+        {"max_timestep": 0.9}, prior={"highest_timestep": 0.5}
+    ),
     "running baseline": Case({"baseline": "running", "noises": 2}, rewards=12, steps=3),
     "running baseline, full": Case({"baseline": "running", "noises": 4}, rewards=28),
     "reward of the render": Case({"baseline": "running", "reward_of": "render"}, rewards=32),
@@ -230,6 +233,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:--max-timestep 0.9")
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_is_the_documented_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]

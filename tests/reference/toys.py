@@ -47,12 +47,16 @@ class ToyCodec:
 class ToyPrior:
     """Predicts whatever kind it is told to, from prompt, camera, timestep and neighbouring latents."""
 
-    device, runtime, picture_size, highest_timestep = torch.device("cpu"), "a toy", 16, 1.0
+    device, runtime, picture_size = torch.device("cpu"), "a toy", 16
 
     def __init__(
-        self, prediction_type: str = "sample", clip: tuple[float, float] | None = (-0.6, 0.6)
+        self,
+        prediction_type: str = "sample",
+        clip: tuple[float, float] | None = (-0.6, 0.6),
+        highest_timestep: float = 1.0,
     ) -> None:
         self.prediction_type, self.clip, self.codec = prediction_type, clip, ToyCodec()
+        self.highest_timestep = highest_timestep
         turn = torch.linspace(0.05, 1.5, TIMESTEPS, dtype=torch.float64)
         self.alphas_cumprod = (turn.cos() ** 2).float()
 
@@ -135,8 +139,9 @@ class InFloat32:
 
     def __init__(self, prior: Any) -> None:
         self.prior = prior
-        for name in ("codec", "picture_size", "alphas_cumprod", "prediction_type", "clip", "prompt"):
+        for name in ("codec", "picture_size", "alphas_cumprod", "highest_timestep"):
             setattr(self, name, getattr(prior, name))
+        self.prediction_type, self.clip, self.prompt = prior.prediction_type, prior.clip, prior.prompt
 
     def conditions(self, prompt: Any, cameras: Tensor) -> dict[str, Tensor]:
         return self.prior.conditions(prompt, cameras.float())
