@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -116,8 +117,8 @@ class RunFolder:
             if not self._claimed:
                 self._lock()
             self._check_contents(config, _NOT_COMPARED_ON_RESUME if resume else _NOT_COMPARED)
-            for path in self._left_behind():
-                path.unlink()
+            for path in self._left_behind(self.path.iterdir()):
+                path.unlink(missing_ok=True)
             if not resume:
                 for path in (self.path / name for name in RESULTS):
                     if path.exists():
@@ -128,17 +129,18 @@ class RunFolder:
         self.config = config
         write_text(self.path / CONFIG, text)
 
-    def _left_behind(self) -> list[Path]:
-        """What a run that was killed in the middle of a file has left of it."""
+    def _left_behind(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that a run which was killed in the middle of a file has left of it."""
         made = [self.path / name for name in (CONFIG, *RESULTS, _PROBE)]
-        return [path for path in self.path.iterdir() if any(is_temporary(path, file) for file in made)]
+        return [path for path in paths if any(is_temporary(path, file) for file in made)]
 
     def _check_contents(self, config: Config, but: tuple[str, ...]) -> None:
         """Raises InputError if the folder holds something that a run of `config` must not touch."""
         try:
-            others = {*self.path.iterdir()} - {*self._left_behind()} if self.path.is_dir() else set()
+            found = {*self.path.iterdir()} if self.path.is_dir() else set()
         except OSError as error:
             raise InputError(f"--output: cannot read {self.path}: {error.strerror or error}") from error
+        others = found.difference(self._left_behind(found))
         if others and not (self.path / CONFIG).is_file():
             raise InputError(
                 f"--output: expected an empty folder or an older run, got {self.path} with "
@@ -250,7 +252,7 @@ def read_config(path: str | Path, argument: str) -> Config:
         raise InputError(f"{argument}: cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{argument}: {path} is not YAML: not UTF-8 text") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month
         raise InputError(f"{argument}: {path} is not YAML: {first_line(error)}") from error
     if isinstance(data, dict):
         data.pop("provenance", None)
@@ -282,21 +284,30 @@ _PROBE = "probe"
 
 
 def _check_writable(path: Path, argument: str = "--output") -> None:
-    """Raises InputError if `path` cannot be made a folder and written to. Tries it, and leaves no trace."""
+    """Raises InputError if `path` cannot be made a folder and written to. Tries it, and leaves no trace.
+
+    What is not there yet is tried under a name of its own: another run may begin there at any moment.
+    """
+    there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    probe = temporary_path(there / _PROBE)
+    missing = path.relative_to(there).parts
+    folders = [probe.joinpath(*missing[:count]) for count in range(len(missing) + 1)] if missing else []
     made: list[Path] = []
     try:
-        for folder in (*reversed(path.parents), path):
-            if not folder.exists():
+        if not missing:
+            probe.touch()
+        for folder in folders:
+            if not folder.exists():  # as what ends in .. may
                 folder.mkdir()
                 made.append(folder)
-        probe = temporary_path(path / _PROBE)
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise InputError(f"{argument}: cannot write to {path}: {error.strerror or error}") from error
     finally:
         for folder in reversed(made):
             folder.rmdir()
+        if not missing:
+            with contextlib.suppress(OSError):  # a run that begins here may have removed it
+                probe.unlink()
 
 
 def _other_run(path: Path, config: Config, but: tuple[str, ...]) -> str:

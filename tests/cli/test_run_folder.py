@@ -294,6 +294,41 @@ def test_of_two_runs_that_make_the_same_folder_one_goes_on(config: Config, work:
             second.begin(config, {})
 
 
+def test_runs_that_begin_beside_each_other_do_not_disturb_each_other(
+    config: Config, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, mkdir = RunFolder.create(dataclasses.replace(config, output=Path("new/first"))), Path.mkdir
+
+    def begin_before(path: Path, *settings: Any, **named: Any) -> None:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        first.begin(first.config, {})
+        path.mkdir(*settings, **named)
+
+    monkeypatch.setattr(Path, "mkdir", begin_before)
+    RunFolder.create(dataclasses.replace(config, output=Path("new/second")))
+    assert sorted(Path().rglob("*")) == [Path("new"), Path("new/first"), Path("new/first/config.yaml")]
+
+
+def test_a_run_that_begins_where_another_looks_is_no_error(
+    config: Config, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "mine").mkdir()
+    first, touch = RunFolder.create(dataclasses.replace(config, output=Path("mine"))), Path.touch
+
+    def begin_after(path: Path) -> None:
+        touch(path)
+        first.begin(first.config, {})
+
+    monkeypatch.setattr(Path, "touch", begin_after)
+    RunFolder.create(first.config)
+    assert [path.name for path in Path("mine").iterdir()] == ["config.yaml"]
+
+
+def test_a_path_may_go_up_from_what_is_not_there_yet(config: Config, work: Path) -> None:
+    RunFolder.create(dataclasses.replace(config, output=Path("new/../mine")))
+    assert not list(work.iterdir())
+
+
 def test_where_there_are_no_locks_a_run_goes_on(
     config: Config, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
