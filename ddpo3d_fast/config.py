@@ -431,7 +431,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
         return value
     if Path in options:
-        return None if value is None else Path(str(value))
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{where}: expected a path, got {value!r}")
+        return None if value is None else Path(value)
     if options and options[-1] is Ellipsis:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{where}: expected a list, got {value!r}")

@@ -36,7 +36,9 @@ def number(value: float) -> str:
 
 
 def check_text(argument: str, text: str) -> None:
-    """Raises InputError for text that is none: bytes of a command line that are no UTF-8."""
+    """Raises InputError for text that is none: bytes of a command line that are no UTF-8, or a file's NUL."""
+    if "\0" in text:
+        raise InputError(f"{argument}: expected text without NUL, got {text!a}")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -93,6 +93,11 @@ PATHS = {
     "generate --config surrogate.yaml": "--prompt: expected text in UTF-8, got '\\ud83d'",
     "generate --config bad.yaml": "--config: bad.yaml is not YAML",
     "generate --config good.ply": "--config: good.ply is not YAML",
+    "generate --config date.yaml": "--config: date.yaml is not YAML: month must be in 1..12",
+    "generate --config digits.yaml": "--config: digits.yaml is not YAML: Exceeds the limit",
+    "generate --config deep.yaml": "--config: deep.yaml is not YAML",
+    "generate --config nul.yaml": "--output: expected text without NUL, got 'a\\x00b'",
+    "generate --config output.yaml": "--config: output.yaml: output: expected a path, got []",
     "generate --config list.yaml": "--config: list.yaml: expected a mapping, got list",
     "generate --config unknown.yaml": "--config: unknown.yaml: schedule: unknown setting 'stepz'",
     "generate --config type.yaml": "--config: type.yaml: schedule: steps: expected int, got 'many'",
@@ -164,6 +169,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nan.ply").write_bytes(header + b"end_header\n" + body[:row] + nan + body[row + 4 :])
     (folder / "surrogate.yaml").write_text('prompt: "\\ud83d"\n')
     (folder / "bad.yaml").write_text("prompt: [a red mushroom\n")
+    (folder / "date.yaml").write_text("prompt: 2026-13-01\n")
+    (folder / "digits.yaml").write_text(f"prompt: a red mushroom\nseed: {'9' * 5000}\n")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    (folder / "nul.yaml").write_text('prompt: a red mushroom\noutput: "a\\0b"\n')
+    (folder / "output.yaml").write_text("prompt: a red mushroom\noutput: []\n")
     (folder / "list.yaml").write_text("- a red mushroom\n")
     (folder / "unknown.yaml").write_text("prompt: a red mushroom\nschedule:\n  stepz: 3\n")
     (folder / "type.yaml").write_text("prompt: a red mushroom\nschedule:\n  steps: many\n")
