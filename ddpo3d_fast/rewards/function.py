@@ -139,8 +139,8 @@ def as_tensor(result: Any) -> Tensor:
     if isinstance(result, (list, tuple)) and result and all(isinstance(each, Tensor) for each in result):
         result = torch.stack([each.reshape(()) for each in result])
     if isinstance(result, Tensor):
-        if result.is_complex():
-            raise TypeError(f"{result.dtype}")
+        if result.is_complex() or result.layout is not torch.strided:
+            raise TypeError(f"{result.dtype}, {result.layout}")
         return result
     array = np.asarray(result)
     # V: numpy has no bfloat16 of its own, jax's is one.
@@ -153,7 +153,7 @@ def find_function(name: str) -> Function:
     """The function of module:function, found on the Python path or in the working directory, or of
     FOLDER/module:function, found in that folder. InputError where there is none."""
     folder, module_name, function_name = locate_function(name)
-    here = folder or os.getcwd()
+    here, before = folder or os.getcwd(), {*sys.modules}
     sys.path.insert(0, here)  # an installed command does not look in the working directory by itself
     try:
         with _talk_to_stderr():
@@ -170,9 +170,15 @@ def find_function(name: str) -> Function:
     except (Exception, SystemExit) as error:
         raise InputError(f"--reward: {name}: importing {module_name!r} raised {_line(error)}") from error
     finally:
-        sys.path.remove(here)
+        if here in sys.path:
+            sys.path.remove(here)
+        sys.path.append(here)  # last: for what the function imports when it is called
     if file := getattr(module, "__file__", None):
         record(file)
+    for other in {*sys.modules} - before:
+        file_of_other = getattr(sys.modules[other], "__file__", None)
+        if file_of_other and is_module_of(here, other, file_of_other):
+            record(file_of_other)
     if folder and not (file and is_module_of(folder, module_name, file)):
         raise InputError(f"--reward: {name}: {module_name!r} is another module here, {file}: rename yours")
     function = getattr(module, function_name, None)

@@ -11,6 +11,7 @@ import torch
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.rewards import make_reward, parse_rewards
 from ddpo3d_fast.rewards.paths import absolute_reward
+from ddpo3d_fast.sources import recorded
 
 BRIGHT = "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n"
 
@@ -28,7 +29,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(work))
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield work
-    for name in ("my_rewards", "package", "package.inner"):
+    for name in ("my_rewards", "package", "package.inner", "late_helper"):
         sys.modules.pop(name, None)
 
 
@@ -72,7 +73,25 @@ def test_a_function_is_found_from_everywhere(
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     assert make_reward([absolute]).score(images, ["", ""]).tolist() == images.mean((1, 2, 3)).tolist()
-    assert sys.path == before
+    assert sys.path[: len(before)] == before
+
+
+def test_modules_beside_it_are_found_when_it_is_called_and_known_as_files_of_the_run(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "late_helper.py").write_text("DARK = -1\n")
+    (work / "package/inner.py").write_text(
+        "import sys\n\nsys.path.pop(0)\n\ndef bright(images, prompts):\n    import late_helper\n\n"
+        "    return late_helper.DARK * images.mean((1, 2, 3))\n"
+    )
+    (work / "my_rewards.py").write_text("from package.inner import bright\n")
+    images, absolute = torch.rand(2, 3, 4, 4), absolute_reward("my_rewards:bright")
+    monkeypatch.chdir(tmp_path)
+    with recorded() as files:
+        reward = make_reward([absolute])
+    sys.modules.pop("late_helper")
+    assert reward.score(images, ["", ""]).tolist() == (-images.mean((1, 2, 3))).tolist()
+    assert {*files} == {work / name for name in ("my_rewards.py", "package/__init__.py", "package/inner.py")}
 
 
 def test_a_module_of_the_same_name_elsewhere_does_not_take_its_place(work: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ MODULE = """
     def with_details(images, prompts): return images.numpy()[:, 0].mean((1, 2)), {}
     def words(images, prompts): return ["0.5"] * len(prompts)
     def complex_(images, prompts): return images[:, 0].mean((1, 2)) * 1j
+    def sparse(images, prompts): return images[:, 0].mean((1, 2)).to_sparse()
     def ragged(images, prompts): return [[1.0], [1.0, 2.0]]
     def two_each(images, prompts): return [image.mean((1, 2)) for image in images]
     def infinite(images, prompts): return [float("inf")] * len(prompts)
@@ -123,7 +124,8 @@ MISTAKES = {
     "mapping": "expected 2 scores, .* got dict",
     "with_details": "expected 2 scores, .* got tuple",
     "words": r"expected 2 scores, .* got list \(<U3 of shape \(2,\)\)",
-    "complex_": r"expected 2 scores, .* got Tensor \(torch\.complex64\)",
+    "complex_": r"expected 2 scores, .* got Tensor \(torch\.complex64, torch\.strided\)",
+    "sparse": r"expected 2 scores, .* got Tensor \(torch\.float32, torch\.sparse_coo\)",
     "ragged": "expected 2 scores, .* got list",
     "two_each": r"expected 2 scores, .* got list \(shape '\[\]' is invalid",
     "infinite": "expected finite scores, got inf for 2 of 2",
@@ -137,6 +139,7 @@ MISTAKES = {
 @pytest.fixture(autouse=True)
 def mine(tmp_path, monkeypatch):
     """A module of the user's in the working directory."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine.py").write_text(textwrap.dedent(MODULE))
     monkeypatch.chdir(tmp_path)
     yield
@@ -271,7 +274,7 @@ def test_the_command_runs_with_it(capsys, name):
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, "cudas"])
-def test_the_command_tells_a_mistake_in_one_line(capsys, name):
+def test_the_command_tells_a_mistake_in_one_line(capsys, name, tmp_path):
     if name == "cudas" and torch.cuda.is_available():
         pytest.skip("is none here")
     with warnings.catch_warnings():
@@ -279,22 +282,19 @@ def test_the_command_tells_a_mistake_in_one_line(capsys, name):
         assert generate("--reward", f"mine:{name}") == 2
     told = capsys.readouterr().err.splitlines()
     assert [line for line in told if "mine" in line] == told[-1:]
-    assert told[-1].startswith(f"ddpo3d-fast: --reward: mine:{name}: ")
+    assert told[-1].startswith(f"ddpo3d-fast: --reward: {tmp_path}/mine:{name}: ")
 
 
-def test_an_exception_in_a_step_is_one_line_and_verbose_shows_where(capsys):
+def test_an_exception_in_a_step_is_one_line_and_verbose_shows_where(capsys, tmp_path):
+    line = f"ddpo3d-fast: --reward: {tmp_path}/mine:turns_wrong: raised RuntimeError: out of credit"
     assert generate("--reward", "mine:turns_wrong") == 2
     told = capsys.readouterr().err
-    assert (
-        told.splitlines()[-1] == "ddpo3d-fast: --reward: mine:turns_wrong: raised RuntimeError: out of credit"
-    )
+    assert told.splitlines()[-1] == line
     assert "Traceback" not in told
     assert generate("--reward", "mine:turns_wrong", "-v") == 2
     told = capsys.readouterr().err
     assert 'raise RuntimeError("out of credit")' in told
-    assert (
-        told.splitlines()[-1] == "ddpo3d-fast: --reward: mine:turns_wrong: raised RuntimeError: out of credit"
-    )
+    assert told.splitlines()[-1] == line
 
 
 def test_a_module_that_leaves_when_it_is_imported_is_one_line(tmp_path):
