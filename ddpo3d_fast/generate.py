@@ -225,15 +225,18 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             schedule.noises,
             clock,
         )
-        gaussians, first, rows = first_cloud(scene, config.seed), 1, []
+        gaussians, memory, first, rows = first_cloud(scene, config.seed), 0, 1, []
         if state is not None:
             first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
             with folder.restoring():
                 gaussians.load_state_dict(state["gaussians"])
+                memory = int(state["rows"])
                 distill.baseline = RunningBaseline(state["rewards"], device)
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
         if densifies:
-            gaussians.reserve(len(gaussians))  # graphs know the memory, which must not change with each round
+            # Graphs know the memory, which must not change with each round; nor by a resume, as a GPU's
+            # rasterizer takes its plan, and with it the order of its sums, by the memory's rows.
+            gaussians.reserve(memory)
         screen = ScreenGradients(gaussians.rows, device)
         if state is not None:
             with folder.restoring():
@@ -250,7 +253,8 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
     def checkpoint(step: int) -> None:
         state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
         asked = torch.stack([screen.total, screen.seen])[:, : len(gaussians)].cpu()
-        saved = {"step": step, "gaussians": state, "rewards": rewards, "screen": asked}
+        saved = {"step": step, "gaussians": state, "rows": gaussians.rows, "rewards": rewards}
+        saved["screen"] = asked
         write_each(lambda: folder.write_metrics(rows), lambda: folder.save_checkpoint(saved))
 
     rates = learning_rates(scene)

@@ -118,6 +118,37 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, changes):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fewer_gaussians(
+    tmp_path, monkeypatch
+):
+    """A GPU's rasterizer takes its plan by the rows, and with it the order of its sums."""
+    rendered, at_the_round = [], iter([600, 200, 200])  # Gaussians: memory for more stays
+    render = Gaussians.render
+
+    def noted(self, *arguments, capacity=None, **options):
+        views = render(self, *arguments, capacity=capacity, **options)
+        if capacity is not None:  # not an export's
+            rendered.append(views.radii.shape[1])
+        return views
+
+    def densified(gaussians, *_):
+        return gaussians[torch.arange(next(at_the_round)) % len(gaussians)]
+
+    monkeypatch.setattr(Gaussians, "render", noted)
+    monkeypatch.setattr(generate_module, "densified", densified)
+    config = small(tmp_path / "run", steps=6, densify_every=1, densify_gradient=0.3)
+
+    def stop_at_three(row):
+        if row.get("step") == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stop_at_three)
+    monkeypatch.setattr(generate_module, "densified", lambda gaussians, *_: gaussians)
+    run(config, resume=True)
+    assert rendered == [512, 1024, 1024, 1024, 1024, 1024]
+
+
 def test_ctrl_c_keeps_what_was_made(tmp_path):
     def stop_at_two(row):
         if row.get("step") == 2:

@@ -58,10 +58,8 @@ def run(
         with folder.claimed():
             folder.begin(config, {})
         gaussians = {name: tensor.float() for name, tensor in state.gaussians.items()}
-        rewards, screen = state.rewards.tolist(), state.screen.float()
-        folder.save_checkpoint(
-            {"step": first - 1, "gaussians": gaussians, "rewards": rewards, "screen": screen}
-        )
+        kept = {"gaussians": gaussians, "rows": len(gaussians["means"]), "rewards": state.rewards.tolist()}
+        folder.save_checkpoint({"step": first - 1, "screen": state.screen.float(), **kept})
     resumed = state is not None or first > 1
     folder = RunFolder.open(config.output) if resumed else RunFolder.create(config)
     states: list[State] = []
