@@ -25,7 +25,7 @@ from ddpo3d_fast.run import RunFolder
 DEVICE = torch.device("meta")
 CAPTURED: list[int] = []  # metrics of every step that was captured
 RASTERIZER = ("rasterize_project", "rasterize_blend", "rasterize_backward")
-KERNELS = (*RASTERIZER, "add_noise", "denoise_action", "score_residual", "adam")
+KERNELS = (*RASTERIZER, "add_noise", "denoise_action", "score_residual", "mixed_residual", "adam")
 
 
 class Enough(Exception):
@@ -74,15 +74,27 @@ def capture(
 
 @pytest.mark.parametrize(
     "wishes",
-    [{}, {"policy": "ddim"}, {"baseline": "running", "shuffle_advantages": True}, {"policy_weight": 0.0}],
-    ids=["noise", "ddim", "running", "plain"],
+    [
+        {},
+        {"policy": "ddim"},
+        {"baseline": "running", "shuffle_advantages": True},
+        {"policy_weight": 0.0},
+        {"guide_weight": 0.5, "reward_of": "render", "baseline": "running", "guidance_rescale": 0.5},
+        {"residual": "csd"},
+        {"residual": "nfsd"},
+        {"residual": "clean"},
+    ],
+    ids=["noise", "ddim", "running", "plain", "guide", "csd", "nfsd", "clean"],
 )
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draft = settings.preset("draft", "a red ball")
-    reward = dataclasses.replace(draft.reward, **wishes)
-    config = dataclasses.replace(draft, output=tmp_path / "run", negative_prompt="a cube", reward=reward)
+    parts = {
+        name: dataclasses.replace(part, **{key: value for key, value in wishes.items() if hasattr(part, key)})
+        for name, part in (("reward", draft.reward), ("distillation", draft.distillation))
+    }
+    config = dataclasses.replace(draft, output=tmp_path / "run", negative_prompt="a cube", **parts)
     make_four_steps(config, launched, monkeypatch)
     assert len(CAPTURED) == 2  # the second step of each rendering size
 

@@ -26,6 +26,8 @@ from small_stable_diffusion import (
     save_pipeline,
 )
 
+from test_generate_device import OnDevice
+
 from ddpo3d_fast import priors as priors_room
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
@@ -228,20 +230,23 @@ def test_latents_follow_the_size_of_the_pictures(priors):
     assert pull_back(wanted - away).shape == (2, 3, 32, 32)
 
 
-def test_nothing_is_read_back_from_the_device(priors):
+@pytest.mark.parametrize("interpolate", [True, False])
+def test_nothing_is_read_back_from_the_device_nor_copied_to_it(priors, interpolate):
     """On torch's meta device there is nothing to be read, and every attempt raises."""
     prompt = priors["sdxl"].prompt("a red view", "ugly")
     prior = copy.copy(priors["sdxl"])
-    prior.device = torch.device("meta")
+    prior.device, prior.interpolate_views = torch.device("meta"), interpolate
     prior._unet = lambda **inputs: {"prediction": inputs["noisy"]}
     away = Prompt(*({k: v.to("meta") for k, v in part.items()} for part in (prompt.views, prompt.others)))
-    conditions = prior.conditions(away, torch.tensor([FRONT, SIDE]))
-    assert conditions["tokens"].device.type == "meta"
+    cameras = torch.tensor([FRONT, SIDE]).to("meta")
     noisy, timesteps = (
         torch.empty(4, 4, 8, 8, device="meta"),
         torch.empty(4, dtype=torch.int64, device="meta"),
     )
-    assert prior.predict(noisy, timesteps, conditions)[1].shape == (4, 4, 8, 8)
+    with OnDevice():
+        conditions = prior.conditions(away, cameras)
+        assert prior.predict(noisy, timesteps, conditions)[1].shape == (4, 4, 8, 8)
+    assert conditions["tokens"].shape[:3] == (2, 2, 77)
 
 
 @pytest.mark.parametrize("kind", KINDS)
