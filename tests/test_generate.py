@@ -18,6 +18,7 @@ from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.generate import export, first_cloud, generate, learning_rates, read
 from ddpo3d_fast.guidance import ScoreDistillation
+from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS
@@ -147,6 +148,27 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
     monkeypatch.setattr(generate_module, "densified", lambda gaussians, *_: gaussians)
     run(config, resume=True)
     assert rendered == [512, 1024, 1024, 1024, 1024, 1024]
+
+
+def test_a_step_that_is_repeated_for_room_finds_the_rewards_that_it_found_at_first(tmp_path, monkeypatch):
+    windows, too_small = [], iter([False, True, True, False, False])
+
+    class Capacity(TileCapacity):
+        overflowed = property(lambda self: next(too_small))
+
+    def guided(self, *arguments):
+        windows.append(self.baseline.window.nan_to_num(-1))
+        return guide(self, *arguments)
+
+    guide = ScoreDistillation.__call__
+    monkeypatch.setattr(generate_module, "TileCapacity", Capacity)
+    monkeypatch.setattr(ScoreDistillation, "__call__", guided)
+    run(small(tmp_path / "run", steps=3, baseline="running"))
+    first, second, third, fourth, last = windows
+    assert second.equal(third)
+    assert second.equal(fourth)
+    assert len({tuple(window.tolist()) for window in (first, second, last)}) == 3
+    assert next(too_small, None) is None
 
 
 def test_ctrl_c_keeps_what_was_made(tmp_path):

@@ -135,6 +135,30 @@ def test_staged_tensors_of_all_kinds_arrive_in_one_place_that_stays():
     assert len({tensor.untyped_storage().data_ptr() for tensor in staging.tensors.values()}) == 1
 
 
+def test_staged_memory_is_written_when_its_last_copy_is_over_and_told_of_when_the_next_is_queued(monkeypatch):
+    """A copy from pinned memory goes on behind the host's back: here its event tells what it then sees."""
+    empty, told, pinned = torch.empty, [], []
+
+    def on_cpu(size, dtype, device=None, pin_memory=False):
+        pinned.append(pin_memory)
+        return empty(size, dtype=dtype).zero_()
+
+    class Event:
+        def synchronize(self):
+            told.append(("waits", float(staging._views["number"])))
+
+        def record(self):
+            told.append(("recorded", float(staging.tensors["number"])))
+
+    monkeypatch.setattr(torch, "empty", on_cpu)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    staging = Staging(number(0), torch.device("cuda"))
+    for value in (1, 2):
+        staging.fill(number(value))
+    assert pinned == [True, False]
+    assert told == [("waits", 0), ("recorded", 1), ("waits", 1), ("recorded", 2)]
+
+
 # ---- A capture that fails, by classes that stand for torch's, which fail as they do
 
 

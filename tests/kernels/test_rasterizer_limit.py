@@ -69,6 +69,22 @@ def test_a_scene_can_be_drawn_after_one_that_was_refused() -> None:
     assert kernels.rasterize_forward(**SCENES["small"].arguments())[0].rgb.equal(expected.rgb)
 
 
+def test_every_capacity_has_a_number_of_its_own_that_nobody_gets_after_it() -> None:
+    """A device may write to it as long as the process lives."""
+    device, capacities = torch.device("cpu"), [kernels.TileCapacity(10) for _ in range(3)]
+    assert [capacity.needed for capacity in capacities] == [0, 0, 0]
+    numbers = [capacity.reported_by(device) for capacity in capacities]
+    numbers[1].fill_(11)
+    assert [capacity.needed for capacity in capacities] == [0, 11, 0]
+    assert [capacity.overflowed for capacity in capacities] == [False, True, False]
+    assert capacities[1].reported_by(device) is numbers[1]
+    places = {number.data_ptr() for number in numbers}
+    del capacities
+    later = [kernels.TileCapacity(10).reported_by(device) for _ in range(600)]  # more than a block has
+    assert len({number.data_ptr() for number in later} | places) == 603
+    assert not any(later)
+
+
 MEMORY = """
 import resource
 import torch
@@ -76,13 +92,14 @@ from ddpo3d_fast import kernels
 from kernels.scenes import random_scene
 kernels.rasterize_forward(**random_scene(0).arguments())
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+now = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
 # 20,000 Gaussians of scale e in eight views of 1024 px
 scene = random_scene(1, count=20_000, cameras=8, width=1024, height=1024, scale=(2.718, 2.719)).arguments()
-before = peak()
+before = peak(), now()
 try:
     kernels.rasterize_forward(**scene, max_entries=10_000_000)
 except kernels.TooManyEntries as error:
-    print(error.needed, (peak() - before) // 1024)
+    print(error.needed, (peak() - before[0]) // 1024, (now() - before[1]) // 1024)
 """
 
 
@@ -91,6 +108,7 @@ def test_enormous_gaussians_are_refused_before_their_memory_is_taken() -> None:
     tests = str(Path(__file__).parents[1])
     script = f"import sys; sys.path.insert(0, {tests!r})\n{MEMORY}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    needed, mebibytes = map(int, result.stdout.split())
+    needed, mebibytes, kept = map(int, result.stdout.split())
     assert needed > 600_000_000  # 12 GB
     assert mebibytes < 400  # twice ten million hits of 8 bytes, 160,000 projected Gaussians
+    assert kept < 40  # the Gaussians alone, while the error is still in somebody's hands

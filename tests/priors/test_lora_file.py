@@ -244,3 +244,18 @@ def test_tensors_of_no_sense_are_one_line(file, name, shape):
     save_file(PLAIN | {f"lora_unet_{MODULE}.{name}": torch.ones(shape)}, file)
     with pytest.raises(InputError, match="--lora: "):
         Lora(file, 1.0, ("unet",)).fuse(make_unet(), "unet")
+
+
+def test_an_alpha_of_zero_is_the_rank(file):
+    """As kohya's scripts and LyCORIS read it; as a number it would leave the adapter out."""
+    fused = []
+    for alpha in (0.0, 2.0, 1.0):
+        save_file(PLAIN | {f"lora_unet_{MODULE}.alpha": torch.tensor(alpha)}, file)
+        unet = make_unet()
+        weight = unet.get_submodule(DOTTED).weight
+        weight.data.zero_()
+        Lora(file, 1.0, ("unet",)).fuse(unet, "unet")
+        fused.append(weight.detach().clone())
+    assert torch.equal(fused[0], fused[1])
+    assert torch.equal(fused[1], 2 * fused[2])
+    assert fused[2].any()

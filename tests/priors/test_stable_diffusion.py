@@ -25,7 +25,6 @@ from small_stable_diffusion import (
     relative,
     save_pipeline,
 )
-
 from test_generate_device import OnDevice
 
 from ddpo3d_fast import priors as priors_room

@@ -89,6 +89,27 @@ def test_an_archives_tensors_are_those_of_torchs_own_reader(archives):
     assert tensors["visual.conv1.weight"].dtype == torch.float16
 
 
+class Views(nn.Module):
+    """Its tensors are parts of one storage, and not in the order in which it has their numbers."""
+
+    def __init__(self):
+        super().__init__()
+        whole = torch.arange(24.0)
+        self.register_buffer("end", whole[16:])
+        self.register_buffer("columns", whole[4:16].view(3, 4).T)
+        self.register_buffer("one", whole[5])
+
+    def forward(self):
+        return self.end
+
+
+def test_tensors_that_share_a_storage_are_each_its_own_part(tmp_path):
+    file = save_archive(Views(), tmp_path / "views.pt")
+    tensors, expected = read_torchscript(file), Views().state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_scores_of_an_archive_are_open_clips_own(archives, kind):
     images = pictures(2, 64, 64)

@@ -21,6 +21,11 @@ def cloud(count=60, seed=0, sh_degree=0):
     return gaussians
 
 
+def memory(tensor, rows):
+    """All that a scene's tensor is the first rows of."""
+    return tensor.as_strided((rows, *tensor.shape[1:]), tensor.stride())
+
+
 def image_gradients(cameras, size, seed=3):
     generator = torch.Generator().manual_seed(seed)
     shape = (len(cameras), size, size)
@@ -87,11 +92,14 @@ def test_a_scene_becomes_another_in_the_memory_it_has(count):
     assert (len(gaussians), gaussians.rows) == (count, 64)
     expected, got = other.state_dict(), gaussians.state_dict()
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    behind = {name: memory(tensor, 64)[count:].clone() for name, tensor in gaussians._tensors().items()}
+    assert not any(tensor.any() for name, tensor in behind.items() if name.startswith("exp_avg"))
     for scene in (gaussians, other):
         views = scene.render(cameras, 16, 16)
         assert int(views.visible.sum(1).max()) <= count
         scene.update(views, *image_gradients(cameras, 16), RATES, 2)
     assert all(torch.equal(gaussians.state_dict()[name], t) for name, t in other.state_dict().items())
+    assert all(torch.equal(memory(t, 64)[count:], behind[n]) for n, t in gaussians._tensors().items())
     gaussians.become(cloud(64, seed=2))  # what lay behind the last row has not come to life
     assert torch.equal(gaussians.render(cameras, 16, 16).rgb, cloud(64, seed=2).render(cameras, 16, 16).rgb)
 
