@@ -230,7 +230,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
             with folder.restoring():
                 gaussians.load_state_dict(state["gaussians"])
-                memory = int(state["rows"])
+                memory = int(state.get("rows", 0))  # as many as needed, in checkpoints of earlier versions
                 distill.baseline = RunningBaseline(state["rewards"], device)
         gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
         if densifies:
