@@ -114,7 +114,7 @@ class CMakeBuild(build_ext):
                 sys.exit(f"DDPO3D_CUDA=1, but {nvcc} cannot be used: {reason}")
             else:
                 print(f"ddpo3d-fast: CPU backend only ({nvcc} cannot be used: {reason})", flush=True)
-                cache.unlink()
+                cache.unlink(missing_ok=True)
         jobs = os.environ.get("MAX_JOBS") or str(
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         )
