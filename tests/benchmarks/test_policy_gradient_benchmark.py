@@ -92,7 +92,8 @@ def test_the_control_keeps_each_views_advantages_and_changes_their_order(benchma
 
     def advantages(arm: str) -> torch.Tensor:
         settings = benchmark.arm_config(preset("draft", "a red ball"), arm).reward
-        prior = SimpleNamespace(prediction_type="sample", clip=(-1.0, 1.0), device="cpu")
+        fields = {"prediction_type": "sample", "clip": (-1.0, 1.0), "alphas_cumprod": torch.ones(1000)}
+        prior = SimpleNamespace(**fields, device="cpu")
         distill = ScoreDistillation(prior, None, "a red ball", Distillation(), settings, None, 0, 8)
         return distill._advantages(
             rewards, {"lots": torch.rand(6, 8, generator=torch.Generator().manual_seed(2))}

@@ -98,7 +98,9 @@ def test_a_folder_runs_without_a_reward_and_says_so(folder, offline, tmp_path, c
 def test_the_folder_is_made_for_the_configuration_that_runs(folder, offline, tmp_path, monkeypatch):
     """Whoever compares it with an older run's has to see the same."""
     asked, create = [], RunFolder.create
-    monkeypatch.setattr(RunFolder, "create", lambda config: asked.append(config) or create(config))
+    monkeypatch.setattr(
+        RunFolder, "create", lambda config, *rest: asked.append(config) or create(config, *rest)
+    )
     for _ in range(2):
         assert generate(folder, tmp_path / "run") == 0
         written = read_config(tmp_path / "run" / "config.yaml", "test")
