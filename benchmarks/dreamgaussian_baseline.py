@@ -34,16 +34,16 @@ from ddpo3d_fast.config import Config, validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import PRECISIONS, SETTLED, densified, export, first_cloud, learning_rates
+from ddpo3d_fast.generate import PRECISIONS, export
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.priors import hub
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.parts import load_network_part
 from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
+from ddpo3d_fast.scene.splats import SETTLED, densified, first_cloud, learning_rates, rate_scales_at
 from ddpo3d_fast.schedule import (
     cameras_at,
-    rate_scales_at,
     resize,
     sample_backgrounds,
     sizes_at,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
-from ddpo3d_fast.config import Config, Scene, adapter, is_embedded, validate
+from ddpo3d_fast.config import Config, adapter, is_embedded, validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
@@ -24,29 +24,23 @@ from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import OBJECTIVES, ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device, gpu_models
-from ddpo3d_fast.kernels import TileCapacity, get_num_threads
+from ddpo3d_fast.kernels import get_num_threads
 from ddpo3d_fast.priors import Prior, load_prior
 from ddpo3d_fast.rewards import Reward, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import ASSET, PREVIEW, TURNTABLE, RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
     Gaussians,
-    LearningRates,
-    ScreenGradients,
-    densify,
-    initial_ball,
-    initial_cloud,
+    Splats,
     orbit,
     outside_hull,
     prune,
-    relocate,
     render_each,
     unsupported,
 )
 from ddpo3d_fast.schedule import (
     calls_of,
     cameras_at,
-    rate_scales_at,
     resize,
     resize_vjp,
     sample_backgrounds,
@@ -58,8 +52,6 @@ from ddpo3d_fast.sources import recorded
 
 CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
-FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
-SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
 LOST_STEPS = 10  # without a finite loss, on end, after which a run is given up
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
@@ -74,36 +66,6 @@ class Result:
     folder: Path
     files: list[Path]
     seconds: dict[str, float]  # by part
-
-
-def learning_rates(scene: Scene) -> LearningRates:
-    """Of the first step."""
-    return LearningRates(
-        means=scene.means_rate,
-        quats=scene.quats_rate,
-        log_scales=scene.scales_rate,
-        logit_opacities=scene.opacities_rate,
-        sh=scene.colors_rate,
-    )
-
-
-def first_cloud(scene: Scene, seed: int) -> Gaussians:
-    """What a run begins with, on the CPU."""
-    return (initial_ball if scene.cloud == "ball" else initial_cloud)(scene.gaussians, seed)
-
-
-def densified(
-    gaussians: Gaussians,
-    screen: ScreenGradients,
-    generator: torch.Generator,
-    scene: Scene,
-    haze: Tensor | None = None,
-) -> Gaussians:
-    """The Gaussians after a round of `densify`, as the settings have it."""
-    most, dead = scene.max_gaussians, scene.dead_opacity
-    threshold, split = scene.densify_gradient, scene.split_above
-    asked = screen.mean()[: len(gaussians)]
-    return densify(gaussians, asked, generator, threshold, split, most, dead, also_dead=haze)
 
 
 def with_default_reward(config: Config) -> Config:
@@ -200,7 +162,6 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
 def _generate(config: Config, folder: RunFolder, observer: Observer, resume: bool) -> Result:
     clock, started = Stopwatch(), time.perf_counter()
     schedule, scene, wishes = validate(config).schedule, config.scene, config.reward
-    densifies = bool(scene.densify_every and scene.densify_gradient)
     with clock("setup"):
         device, _ = choose_device(config.device)
         state = folder.load_checkpoint(schedule.steps) if resume else None
@@ -225,23 +186,12 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             schedule.noises,
             clock,
         )
-        gaussians, memory, first, rows = first_cloud(scene, config.seed), 0, 1, []
+        splats, first, rows = Splats(scene, config.seed, device), 1, []
         if state is not None:
             first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
             with folder.restoring():
-                gaussians.load_state_dict(state["gaussians"])
-                memory = int(state.get("rows", 0))  # as many as needed, in checkpoints of earlier versions
+                splats.load(state)
                 distill.baseline = RunningBaseline(state["rewards"], device)
-        gaussians, capacity = gaussians.to(device), TileCapacity(FIRST_CAPACITY)
-        if densifies:
-            # Graphs know the memory, which must not change with each round; nor by a resume, as a GPU's
-            # rasterizer takes its plan, and with it the order of its sums, by the memory's rows.
-            gaussians.reserve(memory)
-        screen = ScreenGradients(gaussians.rows, device)
-        if state is not None:
-            with folder.restoring():
-                for tensor, kept in zip((screen.total, screen.seen), state["screen"], strict=True):
-                    tensor[: len(gaussians)] = kept.to(device)
         capturable = scorer is None or scorer.capturable
         graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
         facts = {"engine": prior.runtime, "reward": "none"}
@@ -251,20 +201,15 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         folder.begin(config, facts, resume)
 
     def checkpoint(step: int) -> None:
-        state, rewards = gaussians.to("cpu").state_dict(), distill.baseline.window.tolist()
-        asked = torch.stack([screen.total, screen.seen])[:, : len(gaussians)].cpu()
-        saved = {"step": step, "gaussians": state, "rows": gaussians.rows, "rewards": rewards}
-        saved["screen"] = asked
+        saved = {"step": step, "rewards": distill.baseline.window.tolist()} | splats.state()
         write_each(lambda: folder.write_metrics(rows), lambda: folder.save_checkpoint(saved))
-
-    rates = learning_rates(scene)
 
     def advance(rendered: int, seen: int, acting: bool, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
         with clock("render"):
             angles = inputs["azimuth"], inputs["elevation"]
             cameras = Cameras(inputs["viewmats"], *angles, math.radians(schedule.fov))
-            views = gaussians.render(cameras, rendered, rendered, inputs["backgrounds"], capacity=capacity)
+            views = splats.render(cameras, rendered, inputs["backgrounds"])
             # Without room the views are NaN, which a user's reward may refuse.
             pictures = resize(views.rgb, seen).nan_to_num()
         with clock("residual"):
@@ -277,17 +222,12 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 )
                 gradient = gradient + guide
         with clock("update"):
-            moved = gaussians.update(
+            splats.update(
                 views,
                 resize_vjp(gradient, rendered) / schedule.views,
                 alpha_penalty(views.alpha, inputs["haziness"]),
-                rates,
-                inputs["step"],
-                opacity_penalty=scene.opacity_penalty,
-                rate_scale=inputs["rate_scale"],
+                inputs,
             )
-            if densifies:
-                screen.add(moved * schedule.views, views.visible, rendered)
         return metrics | {"alpha": views.alpha.mean()}
 
     def prepare(number: int) -> Step:
@@ -308,9 +248,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
             "elevation": cameras.elevation,
             "backgrounds": backgrounds,
             "haziness": torch.tensor(haziness),
-            "rate_scale": rate_scales_at(fraction, scene),
-            "step": torch.tensor([number]),
-        }
+        } | splats.inputs(number, fraction)
         return Step(generator, inputs, rendered, seen, acting, int(timesteps.float().mean()))
 
     step, lost, last_checkpoint = first - 1, 0, time.perf_counter()
@@ -319,7 +257,6 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         for step in range(first, schedule.steps + 1):
             now, following = following, None
             assert now is not None
-            fraction = (step - 1) / schedule.steps
             key = (now.rendered, now.seen, now.acting)
             rewards_before, done = distill.baseline.window.clone(), False
 
@@ -328,26 +265,18 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
                 if following is None and step < schedule.steps:
                     following = prepare(step + 1)  # while the device works
                 numbers = read(launched)
-                done = not capacity.overflowed  # where it has, nothing was updated
+                done = splats.fits()
                 if not done:
                     distill.baseline.window.copy_(rewards_before)
-                if capacity.grow():
+                if splats.grow():
                     graphs.forget()
 
             with clock("update"):
-                if scene.densify_every and step % scene.densify_every == 0 and fraction < SETTLED:
-                    haze = outside_hull(gaussians) if fraction > scene.carve_from else None
-                    if densifies:
-                        if gaussians.become(densified(gaussians, screen, now.generator, scene, haze)):
-                            screen.forget()
-                        else:
-                            screen = ScreenGradients(gaussians.rows, device)
-                            graphs.forget()  # they know the old memory
-                    else:
-                        relocate(gaussians, now.generator, scene.dead_opacity, also_dead=haze)
+                if splats.settle(step, (step - 1) / schedule.steps, now.generator):
+                    graphs.forget()
 
             progress = {"step": step, "steps": schedule.steps, "timestep": now.timestep}
-            rows.append(progress | numbers | {"gaussians": len(gaussians)})
+            rows.append(progress | numbers | {"gaussians": len(splats.gaussians)})
             lost = 0 if math.isfinite(numbers["loss"]) else lost + 1
             if lost == LOST_STEPS:
                 raise InputError(
@@ -368,7 +297,7 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
     with clock("export"):
         observer({"stage": "export", "message": f"writing {folder.path}"})
         files: list[Path] = []
-        write_each(lambda: files.extend(export(gaussians, folder.path)), lambda: checkpoint(step))
+        write_each(lambda: files.extend(export(splats.gaussians, folder.path)), lambda: checkpoint(step))
     if step < schedule.steps:
         raise KeyboardInterrupt
     seconds = dict(clock.seconds) | {"total": time.perf_counter() - started}

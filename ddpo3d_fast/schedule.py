@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ddpo3d_fast.config import Scene, Schedule
+from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors import Call, Prior
 from ddpo3d_fast.resampling import Resize
@@ -38,17 +38,6 @@ def timestep_at(fraction: float, count: int, low: float, high: float, jitter: Te
     """[V] int64 timesteps: annealed linearly from `high` to `low` (fractions of `count`), plus jitter [V]."""
     level = high + (low - high) * fraction + jitter
     return (level.clamp(low, high) * (count - 1)).long()
-
-
-def rate_scale_at(fraction: float, final: float, until: float = 1.0) -> float:
-    """What multiplies a learning rate: exponential decay from 1 to `final`, reached at `until`."""
-    return max(final, 1e-8) ** min(fraction / until, 1.0)
-
-
-def rate_scales_at(fraction: float, scene: Scene) -> Tensor:
-    """[5], what multiplies the learning rate of each of the scene's PARAMETERS."""
-    means = rate_scale_at(fraction, scene.final_means_rate, scene.means_decay)
-    return torch.tensor([means] + 4 * [rate_scale_at(fraction, scene.final_rate)])
 
 
 def cameras_at(generator: torch.Generator, schedule: Schedule) -> Cameras:

@@ -16,15 +16,15 @@ import yaml
 from ddpo3d_fast import config as settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import export, first_cloud, generate, learning_rates, read
+from ddpo3d_fast.generate import export, generate, read
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, ScreenGradients
+from ddpo3d_fast.scene import Gaussians, ScreenGradients, splats
 from ddpo3d_fast.scene.gaussians import PARAMETERS
+from ddpo3d_fast.scene.splats import first_cloud, learning_rates, rate_scale_at
 from ddpo3d_fast.schedule import (
     cameras_at,
-    rate_scale_at,
     sample_backgrounds,
     sizes_at,
     timestep_at,
@@ -136,7 +136,7 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
         return gaussians[torch.arange(next(at_the_round)) % len(gaussians)]
 
     monkeypatch.setattr(Gaussians, "render", noted)
-    monkeypatch.setattr(generate_module, "densified", densified)
+    monkeypatch.setattr(splats, "densified", densified)
     config = small(tmp_path / "run", steps=6, densify_every=1, densify_gradient=0.3)
 
     def stop_at_three(row):
@@ -145,7 +145,7 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
 
     with pytest.raises(KeyboardInterrupt):
         run(config, stop_at_three)
-    monkeypatch.setattr(generate_module, "densified", lambda gaussians, *_: gaussians)
+    monkeypatch.setattr(splats, "densified", lambda gaussians, *_: gaussians)
     run(config, resume=True)
     assert rendered == [512, 1024, 1024, 1024, 1024, 1024]
 
@@ -161,7 +161,7 @@ def test_a_step_that_is_repeated_for_room_finds_the_rewards_that_it_found_at_fir
         return guide(self, *arguments)
 
     guide = ScoreDistillation.__call__
-    monkeypatch.setattr(generate_module, "TileCapacity", Capacity)
+    monkeypatch.setattr(splats, "TileCapacity", Capacity)
     monkeypatch.setattr(ScoreDistillation, "__call__", guided)
     run(small(tmp_path / "run", steps=3, baseline="running"))
     first, second, third, fourth, last = windows

@@ -6,6 +6,7 @@ from ddpo3d_fast.scene.framing import Frame, frame_of, framed
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.scene.splats import Splats
 from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Gaussians",
     "LearningRates",
     "ScreenGradients",
+    "Splats",
     "View",
     "Views",
     "densify",

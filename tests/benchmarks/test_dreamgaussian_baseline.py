@@ -24,6 +24,7 @@ from ddpo3d_fast.priors import StableDiffusionPrior
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, look_at_origin
 from ddpo3d_fast.scene.gaussians import PARAMETERS
+from ddpo3d_fast.scene.splats import first_cloud
 from ddpo3d_fast.schedule import resize, resize_vjp
 
 PROMPT, STEP, SEED = "a red cube", 3, 5
@@ -139,7 +140,7 @@ def test_a_run_sees_the_pictures_and_timesteps_of_ours(
     monkeypatch.setattr(generate, "export", lambda gaussians, folder: [])
     generate.generate(config, RunFolder.create(config), lambda row: None)
     prior = baseline.load_prior(small_model, PROMPT, "", CPU, None)
-    start = generate.first_cloud(config.scene, config.seed)
+    start = first_cloud(config.scene, config.seed)
     end = baseline.optimise(config, prior, start, baseline.our_rasterizer)
 
     assert len(ours) == len(theirs) == config.schedule.steps * config.schedule.views
@@ -168,7 +169,7 @@ def test_a_run_makes_more_gaussians_with_their_moments(
 
     monkeypatch.setattr(torch.optim, "Adam", Adam)
     prior = baseline.load_prior(small_model, PROMPT, "", CPU, None)
-    start = generate.first_cloud(config.scene, config.seed)
+    start = first_cloud(config.scene, config.seed)
     end = baseline.optimise(config, prior, start, baseline.our_rasterizer)
     counts = [len(moments) for _, moments in steps]
     assert counts[:2] == [300, 300] != counts[2:4]

@@ -18,7 +18,7 @@ from ddpo3d_fast import generate
 from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.kernels.rasterizer import cuda_plan
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit
+from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit, splats
 
 from . import build
 
@@ -117,7 +117,7 @@ def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     expected = run("room", True, wishes)
     assert updated == [1, 2, 3, 4]
     updated.clear()
-    monkeypatch.setattr(generate, "FIRST_CAPACITY", 10)
+    monkeypatch.setattr(splats, "FIRST_CAPACITY", 10)
     got = run("little room", True, wishes)
     assert updated == [1, 1, 2, 3, 3, 4]  # from step 3 on the views have four times the pixels
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())

@@ -21,6 +21,7 @@ from ddpo3d_fast import generate, graphs
 from ddpo3d_fast.engines.onnx import OnnxEngine
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
+from ddpo3d_fast.scene import Gaussians, splats
 
 from .test_simt_generate import Run, run, simt  # noqa: F401 (fixtures)
 
@@ -189,7 +190,7 @@ def test_a_step_without_room_is_captured_again_with_more(
 ) -> None:
     expected = run("room", False, "running", **STEPS)
     monkeypatch.setattr(generate, "StepGraphs", Always)
-    monkeypatch.setattr(generate, "FIRST_CAPACITY", 10)
+    monkeypatch.setattr(splats, "FIRST_CAPACITY", 10)
     assert same(run("little room", False, "running", **STEPS), expected)
     assert recording.captures == 2
 
@@ -200,12 +201,12 @@ def test_the_recording_would_show_a_number_that_is_frozen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The test of the test: a step whose learning rate is Python's and not an input."""
-    update = generate.Gaussians.update
+    update = Gaussians.update
 
     def frozen(self: Any, *arguments: Any, rate_scale: Tensor, **options: Any) -> Tensor:
         return update(self, *arguments, rate_scale=torch.tensor(rate_scale.tolist()), **options)
 
     expected = run("plain", False, "noise", **STEPS)
     monkeypatch.setattr(generate, "StepGraphs", Always)
-    monkeypatch.setattr(generate.Gaussians, "update", frozen)
+    monkeypatch.setattr(Gaussians, "update", frozen)
     assert not same(run("graph", False, "noise", **STEPS), expected)

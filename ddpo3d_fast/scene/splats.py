@@ -1,0 +1,160 @@
+"""Gaussians on their way through a run: rates, penalties, what becomes of their number, room on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.config import Scene
+from ddpo3d_fast.kernels import TileCapacity
+from ddpo3d_fast.scene.cameras import Cameras
+from ddpo3d_fast.scene.densify import ScreenGradients, densify, relocate
+from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
+from ddpo3d_fast.scene.hull import outside_hull
+from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+
+FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
+SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
+
+
+class Splats:
+    """The scene of a run. It changes in place, so that CUDA graphs find it where it was, but where a method
+    says otherwise."""
+
+    def __init__(self, settings: Scene, seed: int, device: torch.device | str = "cpu") -> None:
+        self.settings, self.rates = settings, learning_rates(settings)
+        self.densifies = bool(settings.densify_every and settings.densify_gradient)
+        self.capacity = TileCapacity(FIRST_CAPACITY)
+        self._place(first_cloud(settings, seed).to(device))
+
+    def _place(self, gaussians: Gaussians, rows: int = 0) -> None:
+        self.gaussians = gaussians
+        if self.densifies:
+            # Graphs know the memory, which must not change with each round; nor by a resume, as a GPU's
+            # rasterizer takes its plan, and with it the order of its sums, by the memory's rows.
+            gaussians.reserve(rows)
+        self.screen = ScreenGradients(gaussians.rows, gaussians.device)
+
+    def inputs(self, number: int, fraction: float) -> dict[str, Tensor]:
+        """What `update` reads of step `number`, which begins at this fraction of the run; on the CPU."""
+        return {"rate_scale": rate_scales_at(fraction, self.settings), "step": torch.tensor([number])}
+
+    def render(self, cameras: Cameras, size: int, backgrounds: Tensor) -> Views:
+        """Square views of V cameras over backgrounds [V, 3]. On a GPU nothing waits; where there was too
+        little room, they are NaN and `update` does nothing (see `fits`)."""
+        return self.gaussians.render(cameras, size, size, backgrounds, capacity=self.capacity)
+
+    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: dict[str, Tensor]) -> None:
+        """One step of Adam, and what densification asks of the views.
+
+        Args:
+            views: V views, of `render`.
+            grad_rgb: [V, N, N, 3], of a loss that is the mean of the views' own.
+            grad_alpha: [V, N, N].
+            inputs: of `inputs`, on the scene's device.
+        """
+        moved = self.gaussians.update(
+            views,
+            grad_rgb,
+            grad_alpha,
+            self.rates,
+            inputs["step"],
+            opacity_penalty=self.settings.opacity_penalty,
+            rate_scale=inputs["rate_scale"],
+        )
+        if self.densifies:
+            self.screen.add(moved * len(grad_rgb), views.visible, grad_rgb.shape[1])
+
+    def fits(self) -> bool:
+        """Whether the last step, which the device has done, found room. Else nothing was updated: it is to be
+        done again after `grow`."""
+        return not self.capacity.overflowed
+
+    def grow(self) -> bool:
+        """Makes more room where there is little; whether it did, and graphs are to be captured again."""
+        return self.capacity.grow()
+
+    def settle(self, number: int, fraction: float, generator: torch.Generator) -> bool:
+        """What follows step `number` where it is due: dead Gaussians go, others are cloned or split, or dead
+        ones move onto live ones. Returns whether the memory is new, and graphs are to be captured again.
+
+        `generator`, of the CPU, is the only source of randomness.
+        """
+        every = self.settings.densify_every
+        if not every or number % every or fraction >= SETTLED:
+            return False
+        haze = outside_hull(self.gaussians) if fraction > self.settings.carve_from else None
+        if not self.densifies:
+            relocate(self.gaussians, generator, self.settings.dead_opacity, also_dead=haze)
+            return False
+        if self.gaussians.become(densified(self.gaussians, self.screen, generator, self.settings, haze)):
+            self.screen.forget()
+            return False
+        self.screen = ScreenGradients(self.gaussians.rows, self.gaussians.device)
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """All of it for a checkpoint, on the CPU."""
+        asked = torch.stack([self.screen.total, self.screen.seen])[:, : len(self.gaussians)]
+        return {
+            "gaussians": self.gaussians.to("cpu").state_dict(),
+            "rows": self.gaussians.rows,  # of memory
+            "screen": asked.cpu(),  # [2, N]
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes what `state` gave, in new memory; "rows" is left out in checkpoints of earlier versions.
+        Raises LookupError, TypeError or ValueError for what is missing or does not fit."""
+        device = self.gaussians.device
+        self._place(Gaussians.from_state_dict(state["gaussians"]).to(device), int(state.get("rows", 0)))
+        for tensor, kept in zip((self.screen.total, self.screen.seen), state["screen"], strict=True):
+            tensor[: len(self.gaussians)] = kept.to(device)
+
+
+def first_cloud(settings: Scene, seed: int) -> Gaussians:
+    """What a run begins with, on the CPU."""
+    return (initial_ball if settings.cloud == "ball" else initial_cloud)(settings.gaussians, seed)
+
+
+def learning_rates(settings: Scene) -> LearningRates:
+    """Of the first step."""
+    return LearningRates(
+        means=settings.means_rate,
+        quats=settings.quats_rate,
+        log_scales=settings.scales_rate,
+        logit_opacities=settings.opacities_rate,
+        sh=settings.colors_rate,
+    )
+
+
+def rate_scale_at(fraction: float, final: float, until: float = 1.0) -> float:
+    """What multiplies a learning rate: exponential decay from 1 to `final`, reached at `until`."""
+    return max(final, 1e-8) ** min(fraction / until, 1.0)
+
+
+def rate_scales_at(fraction: float, settings: Scene) -> Tensor:
+    """[5], what multiplies the learning rate of each of the scene's PARAMETERS."""
+    means = rate_scale_at(fraction, settings.final_means_rate, settings.means_decay)
+    return torch.tensor([means] + 4 * [rate_scale_at(fraction, settings.final_rate)])
+
+
+def densified(
+    gaussians: Gaussians,
+    screen: ScreenGradients,
+    generator: torch.Generator,
+    settings: Scene,
+    haze: Tensor | None = None,
+) -> Gaussians:
+    """The Gaussians after a round of `densify`, as the settings have it."""
+    return densify(
+        gaussians,
+        screen.mean()[: len(gaussians)],
+        generator,
+        threshold=settings.densify_gradient,
+        split_above=settings.split_above,
+        most=settings.max_gaussians,
+        dead_opacity=settings.dead_opacity,
+        also_dead=haze,
+    )
