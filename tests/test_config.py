@@ -8,7 +8,7 @@ import pytest
 from ddpo3d_fast.config import Config, adapter, from_dict, is_embedded, preset, to_dict, validate
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.embedded import FOLDER
-from ddpo3d_fast.schedule import rate_scales_at
+from ddpo3d_fast.scene.splats import rate_scales_at
 
 EMBEDDED, STABLE = ("draft", "standard", "high"), ("csd", "nfsd", "rescaled", "thrifty")
 
