@@ -32,12 +32,17 @@ class _NoGradient(Exception):
         self.promised = promised
 
 
+class _OneNumber(InputError):
+    """One score came for several pictures."""
+
+
 class FunctionReward:
     """A function of the user's: images [B, 3, H, W] in [0, 1] and prompts -> scores [B], higher is better.
 
     Scores may be a tensor of any real dtype and device, an array, or a list or tuple of numbers or of tensors
-    of one number; a column [B, 1] counts as [B]. The function gets copies, which it may change. It is tried
-    on two small pictures, first without a gradient, as the policies call it. Unless it has an attribute
+    of one number; a column [B, 1] counts as [B]. A function that gives one number for two pictures is called
+    for one picture at a time. It gets copies, which it may change. It is tried on two small pictures, first
+    without a gradient, as the policies call it. Unless it has an attribute
     `differentiable` that is False, it is then tried with one: where the images get a finite gradient it
     counts as differentiable, and must score each image by itself. InputError for a wrong result or an
     exception of its own.
@@ -50,7 +55,12 @@ class FunctionReward:
         self.name, self.function = name, function
         probe = torch.rand(2, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0))
         images, prompts = probe.to(device), ["a red ball", "a blue cube"]
-        self.score(images, prompts)
+        self._one_by_one = False
+        try:
+            self.score(images, prompts)
+        except _OneNumber:
+            self._one_by_one = True
+            self.score(images, prompts)
         declared = bool(getattr(function, "differentiable", True))
         self.differentiable = declared and self._has_gradient(images, prompts)
 
@@ -106,6 +116,11 @@ class FunctionReward:
 
     def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores float32 [B] on the images' device."""
+        size = 1 if self._one_by_one else len(prompts)
+        parts = [slice(first, first + size) for first in range(0, len(prompts), size)]
+        return torch.cat([self._call_once(images[part], prompts[part]) for part in parts])
+
+    def _call_once(self, images: Tensor, prompts: list[str]) -> Tensor:
         try:
             with _talk_to_stderr():
                 result = self.function(images, list(prompts))
@@ -120,8 +135,9 @@ class FunctionReward:
                 f"got {type(result).__name__} ({first_line(error)})"
             ) from error
         shape = tuple(scores.shape)
-        if shape not in ((count,), (count, 1)):
-            raise InputError(f"--reward: {self.name}: expected scores of shape ({count},), got {shape}")
+        if shape not in ((count,), (count, 1)) and (shape, count) != ((), 1):
+            kind = _OneNumber if shape == () else InputError
+            raise kind(f"--reward: {self.name}: expected scores of shape ({count},), got {shape}")
         scores = scores.reshape(count).to(images.device, torch.float32, copy=True)
         wrong = scores.detach()[~torch.isfinite(scores.detach())]
         if len(wrong):

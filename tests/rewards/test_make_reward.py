@@ -26,7 +26,6 @@ def user_module(tmp_path, monkeypatch):
         def steps(images, prompts):
             return (images[:, 1].mean((1, 2)) * 8).round().detach()
         def counts(images, prompts): return torch.arange(len(images))
-        def scalar(images, prompts): return images.mean()
         def columns(images, prompts): return images.mean((2, 3))
         def words(images, prompts): return prompts
         def nan(images, prompts): return images.mean((1, 2, 3)) * float("nan")
@@ -132,7 +131,6 @@ def test_a_single_weight_scales(images):
         (["user_rewards:NUMBER"], "has no function 'NUMBER'"),
         (["user_syntax:f"], "importing 'user_syntax' raised SyntaxError"),
         (["user_needs:f"], "needs 'no_such_package_at_all', which is not installed"),
-        (["user_rewards:scalar"], r"expected scores of shape \(2,\), got \(\)"),
         (["user_rewards:columns"], r"expected scores of shape \(2,\), got \(2, 3\)"),
         (["user_rewards:words"], "expected 2 scores, .* got list"),
         (["user_rewards:nan"], "expected finite scores"),

@@ -42,6 +42,7 @@ MODULE = """
     def a_tuple(images, prompts): return tuple(image[0].mean().item() for image in images)
     def scalars(images, prompts): return [image[0].mean() for image in images.numpy()]
     def columns(images, prompts): return images.numpy()[:, 0].mean((1, 2))[:, None]
+    def one_float(images, prompts): return float(images[:, 0].mean())
     def whole(images, prompts): return [len(prompt) for prompt in prompts]
     def hwc(images, prompts):
         pictures = (255 * images).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -65,6 +66,7 @@ MODULE = """
     def half(images, prompts): return images.bfloat16()[:, 0].mean((1, 2))
     def double(images, prompts): return images.double()[:, 0].mean((1, 2))
     def tensors(images, prompts): return [image[0].mean() for image in images]
+    def one_tensor(images, prompts): return images[:, 0].mean() + 0 * len(prompts[0])
     def tensor_column(images, prompts): return images[:, 0].mean((1, 2))[:, None]
     def changing_tensor(images, prompts): return images.mul_(2)[:, 0].mean((1, 2)) / 2
     class Module(torch.nn.Module):
@@ -83,7 +85,6 @@ MODULE = """
 
     # Mistakes.
     def one_too_few(images, prompts): return images[1:, 0].mean((1, 2))
-    def scalar(images, prompts): return 0.5
     def nothing(images, prompts): return None
     def mapping(images, prompts): return {"score": 1.0}
     def with_details(images, prompts): return images.numpy()[:, 0].mean((1, 2)), {}
@@ -119,7 +120,6 @@ LOST = {
 }
 MISTAKES = {
     "one_too_few": r"expected scores of shape \(2,\), got \(1,\)",
-    "scalar": r"expected scores of shape \(2,\), got \(\)",
     "nothing": "expected 2 scores, a tensor, an array or a list of numbers, got NoneType",
     "mapping": "expected 2 scores, .* got dict",
     "with_details": "expected 2 scores, .* got tuple",
