@@ -22,7 +22,13 @@ from ddpo3d_fast.guidance.objectives import (
     Arithmetic,
     Denoised,
 )
-from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, policy_schedule, shuffled
+from ddpo3d_fast.guidance.policy import (
+    RunningBaseline,
+    group_advantages,
+    group_spread,
+    policy_schedule,
+    shuffled,
+)
 from ddpo3d_fast.kernels import add_noise
 from ddpo3d_fast.priors import Prior
 from ddpo3d_fast.rewards import Reward
@@ -122,7 +128,7 @@ class ScoreDistillation:
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
-            metrics |= {"reward": rewards.mean(), "advantage_spread": rewards.std(dim=1).mean()}
+            metrics |= {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
         return Guided(pull_back(grad), metrics)
 
     def _ddim_step(

@@ -23,13 +23,18 @@ def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
     return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
 
 
+def group_spread(rewards: Tensor) -> Tensor:
+    """Standard deviations [V] of the rewards [V, K] of each view's K actions; 0 where there is one action."""
+    return rewards.std(dim=1) if rewards.shape[1] > 1 else torch.zeros_like(rewards[:, 0])
+
+
 def group_advantages(rewards: Tensor) -> Tensor:
     """Advantages [V, K] of rewards [V, K] of the K actions of each view.
 
     Deviations from the view's mean, in units of its standard deviation, clipped to 5. A view whose rewards
     are all equal has none.
     """
-    spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(rewards)
+    spread = group_spread(rewards)[:, None]
     return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(
         -ADVANTAGE_CLIP, ADVANTAGE_CLIP
     )

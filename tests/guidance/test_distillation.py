@@ -228,6 +228,13 @@ def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
     assert relative(shared.of(**step).grad_pictures, plain) > 1e-2
 
 
+def test_one_noise_a_view_is_an_action_whose_rewards_have_no_spread(step, recwarn):
+    alone = guidance(baseline="running", policy_weight=1.0)
+    alone.noises = 1
+    assert float(alone.of(**step).metrics["advantage_spread"]) == 0
+    assert not recwarn.list
+
+
 def test_shuffled_advantages_are_a_different_gradient_of_like_size(step):
     plain = guidance(policy_weight=0.0).of(**step).grad_pictures
     real = guidance(policy_weight=1.0).of(**step).grad_pictures - plain
