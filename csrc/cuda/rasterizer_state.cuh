@@ -14,7 +14,6 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int32_t kNeverStopped = INT32_MAX;
 constexpr int kProjectThreads = 128;
-constexpr int kGradientThreads = 128;
 
 struct alignas(16) DeviceGaussian {
   double x, y; // pixels
