@@ -96,10 +96,7 @@ __global__ void __launch_bounds__(kWarp)
     transmittance = c.transmittance;
     remaining = fnma(c.weight, slope, remaining);
     const float behind = remaining * reciprocal(transmittance);
-    float values[kEntryGradients];
-    entry_gradient(f, unclamped, c.weight, c.weight * (slope - behind), pixel.slope, values);
-    for (int k = 0; k < kEntryGradients; ++k)
-      sums[k] += values[k];
+    add_entry_gradient(f, unclamped, c.weight, c.weight * (slope - behind), pixel.slope, sums);
   }
   if (index < count)
     scratch.partial[own.slot] = {sums[0], sums[1], sums[2], sums[3], sums[4],     sums[5],
