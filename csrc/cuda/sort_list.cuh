@@ -33,7 +33,7 @@ template <int size> __device__ inline uint32_t rank_in(const uint64_t *sorted, u
 }
 
 template <int threads, int capacity> struct alignas(16) SortMemory {
-  uint64_t keys[threads];    // a chunk of the list, in sorted runs of a warp each
+  uint64_t keys[2][threads]; // two chunks of the list, in sorted runs of a warp each
   uint64_t chunks[capacity]; // sorted, one after the other
 };
 
@@ -48,7 +48,6 @@ __device__ inline void sort_list(DeviceEntry *from, DeviceEntry *to, int32_t cou
   static_assert((threads & (threads - 1)) == 0 && capacity % threads == 0, "");
   constexpr uint64_t none = ~0ull;
   const int t = threadIdx.x, lane = t % kWarp;
-  uint64_t *const run = memory.keys + t / kWarp * kWarp;
 #pragma unroll 1
   for (int32_t begin = 0; begin < count; begin += capacity) {
     const int32_t m = count - begin < capacity ? count - begin : capacity;
@@ -59,6 +58,8 @@ __device__ inline void sort_list(DeviceEntry *from, DeviceEntry *to, int32_t cou
       if (exists)
         entry = from[begin + chunk + t];
       const uint64_t key = exists ? sort_key(entry) : none;
+      // By turns, so that no warp writes where another one still searches.
+      uint64_t *const keys = memory.keys[chunk / threads % 2], *const run = keys + t / kWarp * kWarp;
       run[lane] = key;
       __syncwarp();
       uint32_t place = 0;
@@ -71,13 +72,13 @@ __device__ inline void sort_list(DeviceEntry *from, DeviceEntry *to, int32_t cou
       __syncthreads();
       place = 0;
       for (int other = 0; other < threads; other += kWarp)
-        place += rank_in<kWarp>(memory.keys + other, key);
+        place += rank_in<kWarp>(keys + other, key);
       if (m > threads)
         memory.chunks[chunk + (exists ? place : t)] = key;
       else if (exists)
         to[begin + place] = entry;
-      __syncthreads();
     }
+    __syncthreads();
     if (m <= threads)
       continue;
 #pragma unroll 1
