@@ -48,6 +48,7 @@ __device__ inline void blend(const Splat &s, const Candidate &candidate, int32_t
 template <int tile, bool buckets>
 __global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads / kTileThreads<tile>)
     blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs) {
+  await_previous_kernels();
   constexpr int threads = kTileThreads<tile>, batch = threads;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
@@ -199,8 +200,8 @@ void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs 
                           ? memory.plan.buckets ? blend_kernel<8, true> : blend_kernel<8, false>
                       : memory.plan.buckets ? blend_kernel<16, true>
                                             : blend_kernel<16, false>;
-  launch("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
-         dim3(uint32_t(memory.plan.tile * memory.plan.tile / kPixels)), 0, on, params, state, outputs);
+  launch_after("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
+               dim3(uint32_t(memory.plan.tile * memory.plan.tile / kPixels)), 0, on, params, state, outputs);
 }
 
 } // namespace ddpo3d_fast

@@ -80,6 +80,7 @@ template <int tile>
 __global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> / kTileThreads<tile>)
     blend_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                      DeviceScratch scratch) {
+  await_previous_kernels();
   constexpr int threads = kTileThreads<tile>, warps = threads / kWarp;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
@@ -190,6 +191,7 @@ template <int tile>
 __global__ void __launch_bounds__(kWarp)
     background_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                           DeviceScratch scratch) {
+  await_previous_kernels();
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles), tiles_x = uint32_t(state.tiles_x);
   if (state.counters->overflow)
@@ -217,9 +219,9 @@ __global__ void __launch_bounds__(kWarp)
 void launch_background_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
                            const DeviceState &state, const DeviceScratch &scratch, int tile,
                            cudaStream_t stream) {
-  launch("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
-         dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state, upstream,
-         scratch);
+  launch_after("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
+               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state,
+               upstream, scratch);
 }
 
 } // namespace

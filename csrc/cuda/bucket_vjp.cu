@@ -20,6 +20,7 @@ template <int tile>
 __global__ void __launch_bounds__(kWarp)
     bucket_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                       DeviceScratch scratch) {
+  await_previous_kernels();
   constexpr int pixels = tile * tile;
   const uint32_t bucket = blockIdx.x;
   if (state.counters->overflow || bucket >= state.counters->buckets)

@@ -76,6 +76,7 @@ template <int sh_degree, bool wants_cameras>
 __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
     gaussians_vjp_kernel(RasterizeParams params, DeviceState state, Penalties penalties,
                          RasterizeGradients gradients, DeviceScratch scratch, int views) {
+  await_previous_kernels();
   constexpr int threads = kGradientThreads;
   constexpr int color_values = sh_degree < 0 ? 3 : 3 * (sh_degree + 1) * (sh_degree + 1);
   const int64_t C = params.num_cameras, N = params.num_gaussians;
@@ -228,6 +229,7 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
 __global__ void __launch_bounds__(kSumThreads)
     cameras_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeGradients gradients,
                        DeviceScratch scratch, int64_t gaussian_blocks) {
+  await_previous_kernels();
   constexpr int warps = kSumThreads / kWarp;
   DDPO3D_SHARED(double[warps], parts);
   const int64_t c = blockIdx.x, C = params.num_cameras;
@@ -264,9 +266,9 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <int sh_degree, class... Arguments>
 void launch_degree(bool wants_cameras, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
-  launch("rasterize gaussians vjp",
-         wants_cameras ? gaussians_vjp_kernel<sh_degree, true> : gaussians_vjp_kernel<sh_degree, false>, grid,
-         dim3(kGradientThreads), 0, stream, arguments...);
+  launch_after("rasterize gaussians vjp",
+               wants_cameras ? gaussians_vjp_kernel<sh_degree, true> : gaussians_vjp_kernel<sh_degree, false>,
+               grid, dim3(kGradientThreads), 0, stream, arguments...);
 }
 
 } // namespace
@@ -295,8 +297,8 @@ void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalt
     launch_degree<-1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
   }
   if (wants_cameras || gradients.backgrounds)
-    launch("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)), dim3(kSumThreads),
-           0, stream, params, state, gradients, scratch, blocks);
+    launch_after("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),
+                 dim3(kSumThreads), 0, stream, params, state, gradients, scratch, blocks);
 }
 
 } // namespace ddpo3d_fast

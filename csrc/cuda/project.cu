@@ -10,7 +10,7 @@
 namespace ddpo3d_fast {
 namespace {
 
-constexpr int kRangeThreads = 256;
+constexpr int kClearThreads = 256, kRangeThreads = 256;
 constexpr int kScattered = 8; // Gaussians of a warp
 
 __device__ inline uint32_t warp_inclusive_sum(uint32_t value) {
@@ -143,6 +143,7 @@ __device__ int32_t project_one(const RasterizeParams &params, int64_t c, int64_t
 template <int tile, int sh_degree>
 __global__ void __launch_bounds__(kProjectThreads)
     project_kernel(RasterizeParams params, DeviceState state, int32_t *radii) {
+  await_previous_kernels();
   DDPO3D_SHARED(Ellipse[kProjectThreads], ellipses);
   DDPO3D_SHARED(uint32_t[kProjectThreads], hits);
   const int64_t index = int64_t(blockIdx.x) * kProjectThreads + threadIdx.x;
@@ -182,9 +183,18 @@ __global__ void __launch_bounds__(kProjectThreads)
   }
 }
 
+// A kernel, so that the next one can begin early, which it cannot after a memset.
+__global__ void __launch_bounds__(kClearThreads) clear_kernel(uint4 *memory, int64_t count) {
+  await_previous_kernels();
+  const int64_t index = int64_t(blockIdx.x) * kClearThreads + threadIdx.x;
+  if (index < count)
+    memory[index] = make_uint4(0, 0, 0, 0);
+}
+
 // Gives every tile its place among the entries.
 __global__ void __launch_bounds__(kRangeThreads)
     range_kernel(DeviceState state, int64_t tiles, bool wants_buckets, uint64_t *needed) {
+  await_previous_kernels();
   const int64_t index = int64_t(blockIdx.x) * kRangeThreads + threadIdx.x;
   const int lane = threadIdx.x % kWarp;
   const uint32_t count = index < tiles ? state.tile_count[index] : 0;
@@ -216,6 +226,7 @@ __global__ void __launch_bounds__(kRangeThreads)
 // A warp has few Gaussians, so that many warps wait together for what the atomic additions return.
 template <int tile>
 __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParams params, DeviceState state) {
+  await_previous_kernels();
   const int lane = threadIdx.x % kWarp;
   const int64_t warp = (int64_t(blockIdx.x) * kProjectThreads + threadIdx.x) / kWarp;
   const int64_t first = warp * kScattered, index = first + lane;
@@ -250,7 +261,7 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
 template <int tile, class... Arguments>
 void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
   const auto run = [&](auto kernel) {
-    launch("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
+    launch_after("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
   };
   switch (sh_degree) {
   case 0:
@@ -298,10 +309,9 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   int64_t bytes, zeroed_bytes;
   const DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
-  const cudaError_t cleared = cudaMemsetAsync(memory.state, 0, size_t(zeroed_bytes), on);
-  if (cleared != cudaSuccess)
-    throw std::runtime_error("rasterize, clearing " + std::to_string(zeroed_bytes) +
-                             " bytes of counters: " + cudaGetErrorString(cleared));
+  const int64_t quads = zeroed_bytes / int64_t(sizeof(uint4));
+  launch("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
+         dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
   if (memory.plan.tile == 8)
     launch_project<8>(params.sh_degree, grid, on, params, state, radii);
@@ -309,15 +319,15 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
     launch_project<16>(params.sh_degree, grid, on, params, state, radii);
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
-  launch("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
-         dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, needed);
+  launch_after("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
+               dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, needed);
 }
 
 void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream) {
   const int64_t per_block = kProjectThreads / kWarp * kScattered;
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, per_block)));
-  launch("rasterize scatter", tile == 8 ? scatter_kernel<8> : scatter_kernel<16>, grid, dim3(kProjectThreads),
-         0, stream, params, state);
+  launch_after("rasterize scatter", tile == 8 ? scatter_kernel<8> : scatter_kernel<16>, grid,
+               dim3(kProjectThreads), 0, stream, params, state);
 }
 
 } // namespace ddpo3d_fast
