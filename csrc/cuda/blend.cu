@@ -7,8 +7,8 @@
 namespace ddpo3d_fast {
 namespace {
 
-constexpr int kResidentThreads =
-    1024; // a multiprocessor's, at least; told no number, ptxas saves registers by spills
+// A multiprocessor's, at least; told no number, or a larger one, ptxas saves registers by spills.
+template <bool buckets> constexpr int kResidentThreads = buckets ? 768 : 1024;
 
 // Entries that a block sorts before it must merge in global memory, 8 bytes of shared memory each.
 constexpr int kSortedAtOnce = 1024;
@@ -46,7 +46,7 @@ __device__ inline void blend(const Splat &s, const Candidate &candidate, int32_t
 }
 
 template <int tile, bool buckets>
-__global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads / kTileThreads<tile>)
+__global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> / kTileThreads<tile>)
     blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs) {
   await_previous_kernels();
   constexpr int threads = kTileThreads<tile>, batch = threads;
@@ -200,7 +200,7 @@ void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs 
                           ? memory.plan.buckets ? blend_kernel<8, true> : blend_kernel<8, false>
                       : memory.plan.buckets ? blend_kernel<16, true>
                                             : blend_kernel<16, false>;
-  launch_after("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
+  launch_early("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
                dim3(uint32_t(memory.plan.tile * memory.plan.tile / kPixels)), 0, on, params, state, outputs);
 }
 

@@ -10,7 +10,11 @@ namespace {
 constexpr int kBatch = kWarp;
 constexpr int kTogether = 2; // entries whose sums over a warp are made at once
 // A multiprocessor's, at least; no more, or ptxas spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int tile> constexpr int kVjpResidentThreads = 768;
+#else
 template <int tile> constexpr int kVjpResidentThreads = tile == 16 ? 896 : 768;
+#endif
 
 // Sums of the ten values of two entries over a warp with 22 shuffles, where one value at a time takes 100: at
 // each step a lane hands half of its values to the partner that keeps them. Of the first entry the lanes 0 to
@@ -219,7 +223,7 @@ __global__ void __launch_bounds__(kWarp)
 void launch_background_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
                            const DeviceState &state, const DeviceScratch &scratch, int tile,
                            cudaStream_t stream) {
-  launch_after("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
+  launch_early("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
                dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state,
                upstream, scratch);
 }
@@ -236,9 +240,9 @@ int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const Raster
 
 void launch_blend_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
                       const DeviceState &state, const DeviceScratch &scratch, int tile, cudaStream_t stream) {
-  launch("rasterize blend vjp", tile == 8 ? blend_vjp_kernel<8> : blend_vjp_kernel<16>,
-         dim3(uint32_t(params.num_cameras * state.tiles)), dim3(uint32_t(tile * tile / kPixels)), 0, stream,
-         params, state, upstream, scratch);
+  launch_early("rasterize blend vjp", tile == 8 ? blend_vjp_kernel<8> : blend_vjp_kernel<16>,
+               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(uint32_t(tile * tile / kPixels)), 0,
+               stream, params, state, upstream, scratch);
 }
 
 void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstream &upstream,

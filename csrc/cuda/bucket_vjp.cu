@@ -111,8 +111,8 @@ void launch_bucket_vjp(const RasterizeParams &params, const RasterizeUpstream &u
                        cudaStream_t stream) {
   // As many blocks as there can be buckets; how many there are is known on the device only.
   const int64_t blocks = max_buckets(params, state, state.max_entries);
-  launch("rasterize bucket vjp", tile == 8 ? bucket_vjp_kernel<8> : bucket_vjp_kernel<16>,
-         dim3(uint32_t(blocks)), dim3(kWarp), 0, stream, params, state, upstream, scratch);
+  launch_early("rasterize bucket vjp", tile == 8 ? bucket_vjp_kernel<8> : bucket_vjp_kernel<16>,
+               dim3(uint32_t(blocks)), dim3(kWarp), 0, stream, params, state, upstream, scratch);
 }
 
 } // namespace ddpo3d_fast

@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <int sh_degree, class... Arguments>
 void launch_degree(bool wants_cameras, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
-  launch_after("rasterize gaussians vjp",
+  launch_early("rasterize gaussians vjp",
                wants_cameras ? gaussians_vjp_kernel<sh_degree, true> : gaussians_vjp_kernel<sh_degree, false>,
                grid, dim3(kGradientThreads), 0, stream, arguments...);
 }
@@ -297,7 +297,7 @@ void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalt
     launch_degree<-1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
   }
   if (wants_cameras || gradients.backgrounds)
-    launch_after("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),
+    launch_early("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),
                  dim3(kSumThreads), 0, stream, params, state, gradients, scratch, blocks);
 }
 

@@ -31,7 +31,7 @@
 
 namespace ddpo3d_fast {
 
-// The first words of a kernel for launch_after: from here on the next one may take its place on the device,
+// The first words of a kernel for launch_early: from here on the next one may take its place on the device,
 // and wait there; what the kernels before have written can be read. Nothing may touch global memory before.
 __device__ inline void await_previous_kernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -65,9 +65,8 @@ inline bool can_begin_early(const void *kernel) {
 
 // Launches kernel(args...) on the stream; an empty grid launches nothing. `name` is what errors and the
 // emulator's counters call the kernel. More than 48 KB of dynamic shared memory must have been allowed with
-// cudaFuncSetAttribute. `early`: it begins with await_previous_kernels and follows a kernel of ours, so that
-// its launch need not wait for that one's end. std::runtime_error with the name and the sizes when CUDA
-// refuses the launch.
+// cudaFuncSetAttribute. `early`: its launch need not wait for the end of the kernel before, where that one
+// lets it. std::runtime_error with the name and the sizes when CUDA refuses the launch.
 template <class... P, class... A>
 void launch(const char *name, bool early, void (*kernel)(P...), dim3 grid, dim3 block,
             size_t dynamic_shared_bytes, cudaStream_t stream, A &&...args) {
@@ -102,16 +101,15 @@ void launch(const char *name, bool early, void (*kernel)(P...), dim3 grid, dim3 
                            " bytes shared)");
 }
 
-// The same for a kernel that may follow anything.
 template <class... P, class... A>
 void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
             cudaStream_t stream, A &&...args) {
   launch(name, false, kernel, grid, block, dynamic_shared_bytes, stream, std::forward<A>(args)...);
 }
 
-// The same for one that follows a kernel of ours and begins with await_previous_kernels.
+// The same for a kernel that begins with await_previous_kernels.
 template <class... P, class... A>
-void launch_after(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+void launch_early(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
                   cudaStream_t stream, A &&...args) {
   launch(name, true, kernel, grid, block, dynamic_shared_bytes, stream, std::forward<A>(args)...);
 }

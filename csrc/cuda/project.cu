@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
 template <int tile, class... Arguments>
 void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
   const auto run = [&](auto kernel) {
-    launch_after("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
+    launch_early("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
   };
   switch (sh_degree) {
   case 0:
@@ -310,8 +310,8 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
   int64_t bytes, zeroed_bytes;
   const DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
   const int64_t quads = zeroed_bytes / int64_t(sizeof(uint4));
-  launch("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
-         dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
+  launch_early("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
+               dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
   if (memory.plan.tile == 8)
     launch_project<8>(params.sh_degree, grid, on, params, state, radii);
@@ -319,14 +319,14 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
     launch_project<16>(params.sh_degree, grid, on, params, state, radii);
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
-  launch_after("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
+  launch_early("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
                dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, needed);
 }
 
 void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream) {
   const int64_t per_block = kProjectThreads / kWarp * kScattered;
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, per_block)));
-  launch_after("rasterize scatter", tile == 8 ? scatter_kernel<8> : scatter_kernel<16>, grid,
+  launch_early("rasterize scatter", tile == 8 ? scatter_kernel<8> : scatter_kernel<16>, grid,
                dim3(kProjectThreads), 0, stream, params, state);
 }
 
