@@ -49,6 +49,7 @@ __device__ __forceinline__ void store(float *data, int count, bool vectorized, c
 }
 
 __global__ void __launch_bounds__(threads, 4) adam_kernel(Groups groups, AdamDeviceValues device_values) {
+  await_previous_kernels();
   DDPO3D_SHARED(AdamStep, step_on_device);
   if (device_values.skip && *device_values.skip)
     return;
@@ -123,8 +124,8 @@ void adam_cuda(const AdamParams *groups, int count, const AdamDeviceValues &devi
     group.aligned = aligned(p.param) && aligned(p.grad) && aligned(p.exp_avg) && aligned(p.exp_avg_sq);
     blocks += (group.total + 4 * threads - 1) / (4 * threads);
   }
-  launch("adam", adam_kernel, dim3(unsigned(blocks)), dim3(threads), 0,
-         static_cast<cudaStream_t>(cuda_stream), all, device_values);
+  launch_early("adam", adam_kernel, dim3(unsigned(blocks)), dim3(threads), 0,
+               static_cast<cudaStream_t>(cuda_stream), all, device_values);
 }
 
 } // namespace ddpo3d_fast

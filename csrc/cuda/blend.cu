@@ -1,5 +1,5 @@
 // Stage 4 of the CUDA rasterizer: every tile sorts its list and blends it, front to back. A block is a tile,
-// a warp 8 x 4 of its pixels, which skips the Gaussians whose ellipse does not touch them.
+// a warp 8 x 8 of its pixels, which skips the Gaussians whose ellipse does not touch them.
 #include "launch.cuh"
 #include "rasterizer_state.cuh"
 #include "sort_list.cuh"
@@ -7,25 +7,59 @@
 namespace ddpo3d_fast {
 namespace {
 
-constexpr int kResidentThreads =
-    1024; // a multiprocessor's, at least; told no number, ptxas saves registers by spills
+// A multiprocessor's, at least; told no number, or a larger one, ptxas saves registers by spills.
+template <bool buckets> constexpr int kResidentThreads = buckets ? 768 : 1024;
 
-// Entries that a block sorts before it must merge, 10 bytes of shared memory each. By the model of
-// benchmarks/rasterizer_plans.py fewer cost long lists merges, more cost the device resident blocks.
+// Entries that a block sorts before it must merge in global memory, 8 bytes of shared memory each.
 constexpr int kSortedAtOnce = 1024;
 
+// A pixel on its way from front to back.
+struct Ray {
+  float transmittance, red, green, blue, depth;
+  int32_t stop; // entries of the list before it stopped
+};
+
+// An entry before it is blended: nothing here waits for the entries in front of it.
+struct Candidate {
+  float alpha;
+  bool counts;
+};
+
+__device__ inline Candidate candidate(const Splat &s, float x, float y, bool touches) {
+  const Falloff<float> f = falloff<float>(s, x, y);
+  const float most = float(kAlphaMax), unclamped = exp2_fast(f.log2_alpha);
+  return {unclamped < most ? unclamped : most, touches && f.log2_alpha >= float(kLog2AlphaCut)};
+}
+
+__device__ inline void blend(const Splat &s, const Candidate &candidate, int32_t entry, Ray &ray) {
+  const Composite<float> c = composite(candidate.alpha, ray.transmittance);
+  const bool counts = candidate.counts && ray.stop == kNeverStopped;
+  const bool ends = counts && c.transmittance <= float(kTransmittanceMin);
+  if (counts && !ends) {
+    ray.transmittance = c.transmittance;
+    ray.red = fma(c.weight, s.red, ray.red);
+    ray.green = fma(c.weight, s.green, ray.green);
+    ray.blue = fma(c.weight, s.blue, ray.blue);
+    ray.depth = fma(c.weight, s.depth, ray.depth);
+  }
+  ray.stop = ends ? entry : ray.stop;
+}
+
 template <int tile, bool buckets>
-__global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
+__global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> / kTileThreads<tile>)
     blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs) {
-  constexpr int threads = tile * tile, batch = threads;
+  await_previous_kernels();
+  constexpr int threads = kTileThreads<tile>, batch = threads;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
   const uint32_t tiles_x = uint32_t(state.tiles_x);
   const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
-  const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
+  const int t = threadIdx.x, lane = t % kWarp;
   if (state.counters->overflow) {
-    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
-    if (pixel.inside) {
+    for (int p = 0; p < kPixels; ++p) {
+      const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+      if (!pixel.inside)
+        continue;
       const float nan = __int_as_float(0x7fc00000);
       for (int c = 0; c < 3; ++c)
         outputs.rgb[3 * pixel.index + c] = nan;
@@ -35,88 +69,124 @@ __global__ void __launch_bounds__(tile *tile, kResidentThreads / (tile * tile))
   }
   const int32_t count = int32_t(state.tile_count[list]);
   const int64_t begin = state.tile_begin[list];
-  sort_list<threads, kSortedAtOnce>(state.entries + begin, state.sorted + begin, count);
+  // One after the other in the same memory.
+  union Memory {
+    SortMemory<threads, kSortedAtOnce> sort;
+    TileSplat splats[batch];
+  };
+  DDPO3D_SHARED(Memory, memory);
+  sort_list(state.entries + begin, state.sorted + begin, count, memory.sort);
+  TileSplat *const splats = memory.splats;
 
-  DDPO3D_SHARED(TileSplat[batch], splats);
-  const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
-  const float cut = float(kLog2AlphaCut), most = float(kAlphaMax), least = float(kTransmittanceMin);
-  float transmittance = 1.0f, red = 0.0f, green = 0.0f, blue = 0.0f, depth = 0.0f;
-  int32_t stop = pixel.inside ? kNeverStopped : 0; // pixels beyond the edge have stopped before they began
-  bool live = pixel.inside;
+  Ray rays[kPixels];
+  float from_x, from_y[kPixels];
+  uint32_t block[kPixels], blocks = 0;
+  for (int p = 0; p < kPixels; ++p) {
+    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    // Pixels beyond the edge have stopped before they began.
+    rays[p] = {1.0f, 0.0f, 0.0f, 0.0f, 0.0f, pixel.inside ? kNeverStopped : 0};
+    from_x = pixel.from_x;
+    from_y[p] = pixel.from_y;
+    block[p] = pixel.block;
+    blocks |= pixel.block;
+  }
+  const auto live = [&] {
+    bool any = false;
+    for (int p = 0; p < kPixels; ++p)
+      any = any || rays[p].stop == kNeverStopped;
+    return any;
+  };
   const uint32_t first_bucket = buckets ? state.bucket_begin[list] : 0;
-  const int place = (pixel.y - y0) * tile + pixel.x - x0; // in the tile, row by row
-  int32_t last_bucket = -1;
+  const auto behind_of = [&](int p, int32_t bucket) {
+    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    const int place = (pixel.y - y0) * tile + pixel.x - x0; // in the tile, row by row
+    return state.behind + ((int64_t(first_bucket) + bucket) * (tile * tile) + place) * kBehind;
+  };
+  int32_t last_bucket[kPixels];
+  for (int p = 0; p < kPixels; ++p)
+    last_bucket[p] = -1;
   if (buckets)
 #pragma unroll 1
     for (int32_t b = t; b < (count + kWarp - 1) / kWarp; b += threads)
       state.bucket_tile[first_bucket + b] = list;
+
+  DeviceEntry next = {};
+  if (t < count)
+    next = state.sorted[begin + t];
+#pragma unroll 1
   for (int32_t first = 0; first < count; first += batch) {
-    if (!__syncthreads_or(live))
+    if (!__syncthreads_or(live()))
       break;
     const int32_t m = count - first < batch ? count - first : batch;
-    if (t < m) {
-      const DeviceEntry entry = state.sorted[begin + first + t];
+    if (t < m)
       splats[t] =
-          tile_splat<tile>(state.projected[camera * params.num_gaussians + entry.gaussian], entry, x0, y0);
-    }
+          tile_splat<tile>(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
     __syncthreads();
-    for (int32_t group = 0; group < m && __any_sync(kAllLanes, live); group += kWarp) {
-      const bool was_live = live;
-      float *const behind =
-          buckets
-              ? state.behind + ((int64_t(first_bucket) + (first + group) / kWarp) * threads + place) * kBehind
-              : nullptr;
-      if (buckets && was_live)
-        behind[4] = transmittance;
-      const bool touches = group + lane < m && (splats[group + lane].mask >> warp & 1u);
-      for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits; hits &= hits - 1) {
+    if (first + batch + t < count) // fetched while this batch is blended
+      next = state.sorted[begin + first + batch + t];
+#pragma unroll 1
+    for (int32_t group = 0; group < m && __any_sync(kAllLanes, live()); group += kWarp) {
+      bool was_live[kPixels];
+      for (int p = 0; buckets && p < kPixels; ++p) {
+        was_live[p] = rays[p].stop == kNeverStopped;
+        if (was_live[p])
+          behind_of(p, (first + group) / kWarp)[4] = rays[p].transmittance;
+      }
+      const bool touches = group + lane < m && (splats[group + lane].mask & blocks);
+#pragma unroll 1
+      for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits;) { // two at a time
         const int32_t k = group + __ffs(int(hits)) - 1;
-        const Splat s = splat_of(splats[k]);
-        const Falloff<float> f = falloff<float>(s, pixel.from_x, pixel.from_y);
-        if (!live || f.log2_alpha < cut)
-          continue;
-        const float unclamped = exp2_fast(f.log2_alpha);
-        const Composite<float> c = composite(unclamped < most ? unclamped : most, transmittance);
-        if (c.transmittance <= least) {
-          stop = first + k;
-          live = false;
-          continue;
+        hits &= hits - 1;
+        const bool second = hits;
+        const int32_t l = second ? group + __ffs(int(hits)) - 1 : k;
+        hits &= hits - 1; // of 0: 0
+        const TileSplat a = splats[k], b = splats[l];
+        Candidate of_a[kPixels], of_b[kPixels];
+        for (int p = 0; p < kPixels; ++p) {
+          of_a[p] = candidate(splat_of(a), from_x, from_y[p], a.mask & block[p]);
+          of_b[p] = candidate(splat_of(b), from_x, from_y[p], second && (b.mask & block[p]));
         }
-        transmittance = c.transmittance;
-        red = fma(c.weight, s.red, red);
-        green = fma(c.weight, s.green, green);
-        blue = fma(c.weight, s.blue, blue);
-        depth = fma(c.weight, s.depth, depth);
+        for (int p = 0; p < kPixels; ++p)
+          blend(splat_of(a), of_a[p], first + k, rays[p]);
+        for (int p = 0; p < kPixels; ++p)
+          blend(splat_of(b), of_b[p], first + l, rays[p]);
       }
-      if (buckets && was_live) { // what this bucket alone contributed
-        behind[0] = red;
-        behind[1] = green;
-        behind[2] = blue;
-        behind[3] = depth;
-        red = green = blue = depth = 0.0f;
-        last_bucket = (first + group) / kWarp;
-      }
+      for (int p = 0; buckets && p < kPixels; ++p) // what this bucket alone contributed
+        if (was_live[p]) {
+          float *const behind = behind_of(p, (first + group) / kWarp);
+          behind[0] = rays[p].red;
+          behind[1] = rays[p].green;
+          behind[2] = rays[p].blue;
+          behind[3] = rays[p].depth;
+          rays[p].red = rays[p].green = rays[p].blue = rays[p].depth = 0.0f;
+          last_bucket[p] = (first + group) / kWarp;
+        }
     }
   }
 
-  if (!pixel.inside)
-    return;
-  // From the back, so that what lies behind a bucket keeps its own digits, however much lies before it.
-  for (int32_t b = last_bucket; buckets && b >= 0; --b) {
-    float *const behind = state.behind + ((int64_t(first_bucket) + b) * threads + place) * kBehind;
-    behind[0] = red += behind[0];
-    behind[1] = green += behind[1];
-    behind[2] = blue += behind[2];
-    behind[3] = depth += behind[3];
+  for (int p = 0; p < kPixels; ++p) {
+    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    if (!pixel.inside)
+      continue;
+    Ray &ray = rays[p];
+    // From the back, so that what lies behind a bucket keeps its own digits, however much lies before it.
+    for (int32_t b = last_bucket[p]; buckets && b >= 0; --b) {
+      float *const behind = behind_of(p, b);
+      behind[0] = ray.red += behind[0];
+      behind[1] = ray.green += behind[1];
+      behind[2] = ray.blue += behind[2];
+      behind[3] = ray.depth += behind[3];
+    }
+    const float *background = params.backgrounds ? params.backgrounds + 3 * camera : nullptr;
+    const float transmittance = ray.transmittance;
+    outputs.rgb[3 * pixel.index] = ray.red + transmittance * (background ? background[0] : 0.0f);
+    outputs.rgb[3 * pixel.index + 1] = ray.green + transmittance * (background ? background[1] : 0.0f);
+    outputs.rgb[3 * pixel.index + 2] = ray.blue + transmittance * (background ? background[2] : 0.0f);
+    outputs.alpha[pixel.index] = 1.0f - transmittance;
+    outputs.depth[pixel.index] = ray.depth;
+    state.transmittance[pixel.index] = transmittance;
+    state.stop[pixel.index] = ray.stop;
   }
-  const float *background = params.backgrounds ? params.backgrounds + 3 * camera : nullptr;
-  outputs.rgb[3 * pixel.index] = red + transmittance * (background ? background[0] : 0.0f);
-  outputs.rgb[3 * pixel.index + 1] = green + transmittance * (background ? background[1] : 0.0f);
-  outputs.rgb[3 * pixel.index + 2] = blue + transmittance * (background ? background[2] : 0.0f);
-  outputs.alpha[pixel.index] = 1.0f - transmittance;
-  outputs.depth[pixel.index] = depth;
-  state.transmittance[pixel.index] = transmittance;
-  state.stop[pixel.index] = stop;
 }
 
 } // namespace
@@ -130,8 +200,8 @@ void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs 
                           ? memory.plan.buckets ? blend_kernel<8, true> : blend_kernel<8, false>
                       : memory.plan.buckets ? blend_kernel<16, true>
                                             : blend_kernel<16, false>;
-  launch("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
-         dim3(uint32_t(memory.plan.tile * memory.plan.tile)), 0, on, params, state, outputs);
+  launch_early("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
+               dim3(uint32_t(memory.plan.tile * memory.plan.tile / kPixels)), 0, on, params, state, outputs);
 }
 
 } // namespace ddpo3d_fast

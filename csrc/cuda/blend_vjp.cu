@@ -1,6 +1,6 @@
-// Stage 5 of the CUDA rasterizer: the blending's backward pass, back to front. A block is a tile, a thread a
-// pixel. A warp sums a Gaussian's gradient over its pixels by a butterfly, the block over its warps, and the
-// sum goes to the entry's own slot: no float is added atomically, so the bits are always the same.
+// Stage 5 of the CUDA rasterizer: the blending's backward pass, back to front. A block is a tile, a thread
+// two pixels. A warp sums a Gaussian's gradient over its pixels by a butterfly, the block over its warps, and
+// the sum goes to the entry's own slot: no float is added atomically, so the bits are always the same.
 #include "blend_vjp.cuh"
 #include "launch.cuh"
 
@@ -8,39 +8,84 @@ namespace ddpo3d_fast {
 namespace {
 
 constexpr int kBatch = kWarp;
+constexpr int kTogether = 2; // entries whose sums over a warp are made at once
+// A multiprocessor's, at least; no more, or ptxas spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int tile> constexpr int kVjpResidentThreads = 768;
+#else
+template <int tile> constexpr int kVjpResidentThreads = tile == 16 ? 896 : 768;
+#endif
 
-// Sums of ten values over a warp with 14 shuffles, where one value at a time takes 50: at each step a lane
-// hands half of its values to the partner that keeps them. Lane 4 i ends with the sum of value i for i < 8,
-// lanes 1 and 17 with those of values 8 and 9.
-__device__ inline float warp_sums(const float (&values)[kEntryGradients]) {
+// Sums of the ten values of two entries over a warp with 22 shuffles, where one value at a time takes 100: at
+// each step a lane hands half of its values to the partner that keeps them. Of the first entry the lanes 0 to
+// 15 have the sums, of the second 16 to 31: the lane 2 i of them that of value i < 8, lanes 1 and 9 those of
+// 8 and 9.
+__device__ inline float warp_sums(const float (&values)[kTogether][kEntryGradients]) {
   const int lane = threadIdx.x % kWarp;
-  const bool upper16 = lane & 16, upper8 = lane & 8, upper4 = lane & 4;
-  float four[4], two[2];
-  for (int i = 0; i < 4; ++i)
-    four[i] = (upper16 ? values[4 + i] : values[i]) +
-              __shfl_xor_sync(kAllLanes, upper16 ? values[i] : values[4 + i], 16);
+  const bool upper16 = lane & 16, upper8 = lane & 8, upper4 = lane & 4, upper2 = lane & 2;
+  float ten[kEntryGradients], five[5];
+  for (int i = 0; i < kEntryGradients; ++i)
+    ten[i] = (upper16 ? values[1][i] : values[0][i]) +
+             __shfl_xor_sync(kAllLanes, upper16 ? values[0][i] : values[1][i], 16);
+  for (int i = 0; i < 5; ++i) { // values 0 to 3 and 8, or 4 to 7 and 9
+    const float low = ten[i < 4 ? i : 8], high = ten[i < 4 ? 4 + i : 9];
+    five[i] = (upper8 ? high : low) + __shfl_xor_sync(kAllLanes, upper8 ? low : high, 8);
+  }
+  float two[2];
   for (int i = 0; i < 2; ++i)
-    two[i] = (upper8 ? four[2 + i] : four[i]) + __shfl_xor_sync(kAllLanes, upper8 ? four[i] : four[2 + i], 8);
-  float one = (upper4 ? two[1] : two[0]) + __shfl_xor_sync(kAllLanes, upper4 ? two[0] : two[1], 4);
-  one += __shfl_xor_sync(kAllLanes, one, 2);
+    two[i] = (upper4 ? five[2 + i] : five[i]) + __shfl_xor_sync(kAllLanes, upper4 ? five[i] : five[2 + i], 4);
+  float one = (upper2 ? two[1] : two[0]) + __shfl_xor_sync(kAllLanes, upper2 ? two[0] : two[1], 2);
   one += __shfl_xor_sync(kAllLanes, one, 1);
-  float rest =
-      (upper16 ? values[9] : values[8]) + __shfl_xor_sync(kAllLanes, upper16 ? values[8] : values[9], 16);
-  for (int step = 8; step > 0; step /= 2)
+  float rest = five[4];
+  for (int step = 4; step > 0; step /= 2)
     rest += __shfl_xor_sync(kAllLanes, rest, step);
-  return lane % 4 == 0 ? one : rest;
+  return lane % 2 == 0 ? one : rest;
 }
 
 // Which value's sum a lane holds after warp_sums, or -1.
 __device__ inline int sum_of_lane(int lane) {
-  return lane % 4 == 0 ? lane / 4 : lane == 1 ? 8 : lane == 17 ? 9 : -1;
+  lane %= kWarp / kTogether;
+  return lane % 2 == 0 ? lane / 2 : lane == 1 ? 8 : lane == 9 ? 9 : -1;
+}
+
+// A pixel on its way from back to front.
+struct BackwardRay {
+  PixelSlope slope;
+  float transmittance, behind; // CompositeGradient, blend.h
+  int32_t stop;                // the pixel took no entry from here on
+};
+
+// What an entry means for a pixel before what lies behind it is known.
+struct Contribution {
+  Falloff<float> falloff;
+  float unclamped;
+  bool counts;
+};
+
+__device__ inline Contribution contribution(const Splat &s, float x, float y, bool touches) {
+  const Falloff<float> f = falloff<float>(s, x, y);
+  return {f, exp2_fast(f.log2_alpha), touches && f.log2_alpha >= float(kLog2AlphaCut)};
+}
+
+// One step to the front; adds what the pixel gives to the entry's gradient.
+__device__ inline void step_back(const Splat &s, const Contribution &c, BackwardRay &ray,
+                                 float (&values)[kEntryGradients]) {
+  const float most = float(kAlphaMax), alpha = c.unclamped < most ? c.unclamped : most;
+  const CompositeGradient<float> g =
+      composite_vjp(alpha, ray.transmittance, ray.behind, along(ray.slope, s.red, s.green, s.blue, s.depth));
+  if (!c.counts)
+    return;
+  ray.transmittance = g.transmittance;
+  ray.behind = g.behind;
+  add_entry_gradient(c.falloff, c.unclamped, g.weight, g.v_log_alpha, ray.slope, values);
 }
 
 template <int tile>
-__global__ void __launch_bounds__(tile *tile)
+__global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> / kTileThreads<tile>)
     blend_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                      DeviceScratch scratch) {
-  constexpr int threads = tile * tile, warps = threads / kWarp;
+  await_previous_kernels();
+  constexpr int threads = kTileThreads<tile>, warps = threads / kWarp;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
   if (state.counters->overflow)
@@ -48,22 +93,30 @@ __global__ void __launch_bounds__(tile *tile)
   const uint32_t tiles_x = uint32_t(state.tiles_x);
   const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
   const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
-  const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0);
   const int32_t count = int32_t(state.tile_count[list]);
   const int64_t begin = state.tile_begin[list];
 
-  PixelSlope slope = {};
-  float transmittance = 1.0f, behind = 0.0f;
-  int32_t stop = 0; // the pixel took no entry from here on
-  if (pixel.inside) {
-    slope = load_slope(upstream, pixel.index);
-    behind = along_background(slope, params, camera);
-    transmittance = state.transmittance[pixel.index];
-    stop = state.stop[pixel.index] < count ? state.stop[pixel.index] : count;
+  BackwardRay rays[kPixels];
+  float from_x, from_y[kPixels];
+  uint32_t block[kPixels], blocks = 0;
+  int32_t warp_stop = 0;
+  for (int p = 0; p < kPixels; ++p) {
+    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    rays[p] = {{}, 1.0f, 0.0f, 0};
+    if (pixel.inside) {
+      rays[p].slope = load_slope(upstream, pixel.index);
+      rays[p].behind = along_background(rays[p].slope, params, camera);
+      rays[p].transmittance = state.transmittance[pixel.index];
+      rays[p].stop = state.stop[pixel.index] < count ? state.stop[pixel.index] : count;
+    }
+    from_x = pixel.from_x;
+    from_y[p] = pixel.from_y;
+    block[p] = pixel.block;
+    blocks |= pixel.block;
+    warp_stop = warp_stop > rays[p].stop ? warp_stop : rays[p].stop;
   }
 
   DDPO3D_SHARED(int32_t[warps], warp_stops);
-  int32_t warp_stop = stop;
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const int32_t other = __shfl_xor_sync(kAllLanes, warp_stop, step);
     warp_stop = warp_stop > other ? warp_stop : other;
@@ -79,40 +132,51 @@ __global__ void __launch_bounds__(tile *tile)
 
   DDPO3D_SHARED(TileSplat[kBatch], splats);
   DDPO3D_SHARED(DeviceEntryGradient[warps * kBatch], sums);
-  const float cut = float(kLog2AlphaCut), most = float(kAlphaMax);
+  const auto first_of = [](int32_t end) { return end > kBatch ? end - kBatch : 0; };
+  DeviceEntry next = {};
+  if (first_of(tile_stop) + t < tile_stop && t < kBatch)
+    next = state.sorted[begin + first_of(tile_stop) + t];
+#pragma unroll 1
   for (int32_t end = tile_stop; end > 0; end -= kBatch) {
-    const int32_t first = end > kBatch ? end - kBatch : 0, m = end - first;
+    const int32_t first = first_of(end), m = end - first;
     __syncthreads(); // the last batch's sums have been read
-    if (t < m) {
-      const DeviceEntry entry = state.sorted[begin + first + t];
+    if (t < m)
       splats[t] =
-          tile_splat<tile>(state.projected[camera * params.num_gaussians + entry.gaussian], entry, x0, y0);
-    }
+          tile_splat<tile>(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
     __syncthreads();
-    const bool touches = lane < m && first + lane < warp_stop && (splats[lane].mask >> warp & 1u);
+    if (first_of(first) + t < first && t < kBatch) // fetched while this batch is at work
+      next = state.sorted[begin + first_of(first) + t];
+    const bool touches = lane < m && first + lane < warp_stop && (splats[lane].mask & blocks);
     sums[warp * kBatch + lane] = DeviceEntryGradient{};
     __syncwarp();
+#pragma unroll 1
     for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits;) {
       const int32_t k = kWarp - 1 - __clz(int(hits));
       hits &= ~(1u << k);
-      const Splat s = splat_of(splats[k]);
-      const Falloff<float> f = falloff<float>(s, pixel.from_x, pixel.from_y);
-      const bool hit = f.log2_alpha >= cut && first + k < stop;
-      if (!__any_sync(kAllLanes, hit))
-        continue;
-      float values[kEntryGradients] = {};
-      if (hit) {
-        const float unclamped = exp2_fast(f.log2_alpha), alpha = unclamped < most ? unclamped : most;
-        const CompositeGradient<float> c =
-            composite_vjp(alpha, transmittance, behind, along(slope, s.red, s.green, s.blue, s.depth));
-        transmittance = c.transmittance;
-        behind = c.behind;
-        entry_gradient(f, unclamped, c.weight, c.v_log_alpha, slope, values);
+      const bool second = hits;
+      const int32_t l = second ? kWarp - 1 - __clz(int(hits)) : k;
+      hits &= ~(1u << l);
+      const TileSplat a = splats[k], b = splats[l];
+      Contribution of_a[kPixels], of_b[kPixels];
+      bool any = false;
+      for (int p = 0; p < kPixels; ++p) {
+        of_a[p] =
+            contribution(splat_of(a), from_x, from_y[p], (a.mask & block[p]) && first + k < rays[p].stop);
+        of_b[p] = contribution(splat_of(b), from_x, from_y[p],
+                               second && (b.mask & block[p]) && first + l < rays[p].stop);
+        any = any || of_a[p].counts || of_b[p].counts;
       }
+      if (!__any_sync(kAllLanes, any))
+        continue;
+      float values[kTogether][kEntryGradients] = {};
+      for (int p = 0; p < kPixels; ++p)
+        step_back(splat_of(a), of_a[p], rays[p], values[0]);
+      for (int p = 0; p < kPixels; ++p)
+        step_back(splat_of(b), of_b[p], rays[p], values[1]);
       const float sum = warp_sums(values);
-      const int which = sum_of_lane(lane);
-      if (which >= 0)
-        reinterpret_cast<float *>(&sums[warp * kBatch + k])[which] = sum;
+      const int which = sum_of_lane(lane), entry = lane < kWarp / kTogether ? k : l;
+      if (which >= 0 && (second || lane < kWarp / kTogether))
+        reinterpret_cast<float *>(&sums[warp * kBatch + entry])[which] = sum;
     }
     __syncthreads();
     for (int32_t j = t; j < 3 * m; j += threads) { // a third of an entry's gradient each
@@ -131,6 +195,7 @@ template <int tile>
 __global__ void __launch_bounds__(kWarp)
     background_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                           DeviceScratch scratch) {
+  await_previous_kernels();
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles), tiles_x = uint32_t(state.tiles_x);
   if (state.counters->overflow)
@@ -158,9 +223,9 @@ __global__ void __launch_bounds__(kWarp)
 void launch_background_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
                            const DeviceState &state, const DeviceScratch &scratch, int tile,
                            cudaStream_t stream) {
-  launch("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
-         dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state, upstream,
-         scratch);
+  launch_early("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
+               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state,
+               upstream, scratch);
 }
 
 } // namespace
@@ -175,9 +240,9 @@ int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const Raster
 
 void launch_blend_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
                       const DeviceState &state, const DeviceScratch &scratch, int tile, cudaStream_t stream) {
-  launch("rasterize blend vjp", tile == 8 ? blend_vjp_kernel<8> : blend_vjp_kernel<16>,
-         dim3(uint32_t(params.num_cameras * state.tiles)), dim3(uint32_t(tile * tile)), 0, stream, params,
-         state, upstream, scratch);
+  launch_early("rasterize blend vjp", tile == 8 ? blend_vjp_kernel<8> : blend_vjp_kernel<16>,
+               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(uint32_t(tile * tile / kPixels)), 0,
+               stream, params, state, upstream, scratch);
 }
 
 void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstream &upstream,

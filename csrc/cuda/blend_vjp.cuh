@@ -8,6 +8,22 @@ namespace ddpo3d_fast {
 constexpr int kEntryGradients = 10;
 constexpr int kCameraGradients = 12; // rotation row by row, translation
 
+constexpr int kGradientThreads = 128;
+constexpr int kMostViews = 8;                               // of a block of gaussians_vjp_kernel
+constexpr int kFewestLanes = kGradientThreads / kMostViews; // Gaussians of a block then
+
+// How many views a block of gaussians_vjp_kernel has side by side, a power of two.
+inline int gradient_views(const RasterizeParams &params) {
+  int views = 1;
+  while (views < params.num_cameras && views < kMostViews)
+    views *= 2;
+  return views;
+}
+
+inline int64_t gradient_blocks(const RasterizeParams &params) {
+  return blocks_for(params.num_gaussians, kGradientThreads / gradient_views(params));
+}
+
 struct DeviceScratch {
   DeviceEntryGradient *partial; // [max_entries] by slot
   float *backgrounds;           // [C · tiles, 3], by background_vjp_kernel
@@ -20,8 +36,7 @@ inline DeviceScratch carve_scratch(const RasterizeParams &params, int64_t tiles,
   DeviceScratch s = {};
   s.partial = carver.take<DeviceEntryGradient>(max_entries);
   s.backgrounds = carver.take<float>(3 * params.num_cameras * tiles);
-  s.cameras = carver.take<double>(blocks_for(params.num_gaussians, kGradientThreads) * params.num_cameras *
-                                  kCameraGradients);
+  s.cameras = carver.take<double>(gradient_blocks(params) * params.num_cameras * kCameraGradients);
   bytes = carver.bytes();
   return s;
 }
@@ -55,22 +70,22 @@ __device__ inline float along_background(const PixelSlope &s, const RasterizePar
   return s.red * background[0] + s.green * background[1] + s.blue * background[2];
 }
 
-// What one pixel adds to a tile entry's gradient.
-__device__ inline void entry_gradient(const Falloff<float> &f, float unclamped, float weight,
-                                      float v_log_alpha, const PixelSlope &s,
-                                      float (&values)[kEntryGradients]) {
+// Adds what one pixel gives to a tile entry's gradient.
+__device__ inline void add_entry_gradient(const Falloff<float> &f, float unclamped, float weight,
+                                          float v_log_alpha, const PixelSlope &s,
+                                          float (&values)[kEntryGradients]) {
   const float w = unclamped <= float(kAlphaMax) ? v_log_alpha : 0.0f; // no gradient through the clamp
   const float w1 = w * f.u1, w2 = w * f.u2;
-  values[0] = w;
-  values[1] = w1;
-  values[2] = w2;
-  values[3] = w1 * f.u1;
-  values[4] = w1 * f.u2;
-  values[5] = w2 * f.u2;
-  values[6] = weight * s.red;
-  values[7] = weight * s.green;
-  values[8] = weight * s.blue;
-  values[9] = weight * s.depth;
+  values[0] += w;
+  values[1] += w1;
+  values[2] += w2;
+  values[3] = fma(w1, f.u1, values[3]);
+  values[4] = fma(w1, f.u2, values[4]);
+  values[5] = fma(w2, f.u2, values[5]);
+  values[6] = fma(weight, s.red, values[6]);
+  values[7] = fma(weight, s.green, values[7]);
+  values[8] = fma(weight, s.blue, values[8]);
+  values[9] = fma(weight, s.depth, values[9]);
 }
 
 // The stages (blend_vjp.cu or bucket_vjp.cu, gaussians_vjp.cu).

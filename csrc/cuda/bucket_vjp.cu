@@ -20,6 +20,7 @@ template <int tile>
 __global__ void __launch_bounds__(kWarp)
     bucket_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                       DeviceScratch scratch) {
+  await_previous_kernels();
   constexpr int pixels = tile * tile;
   const uint32_t bucket = blockIdx.x;
   if (state.counters->overflow || bucket >= state.counters->buckets)
@@ -96,10 +97,7 @@ __global__ void __launch_bounds__(kWarp)
     transmittance = c.transmittance;
     remaining = fnma(c.weight, slope, remaining);
     const float behind = remaining * reciprocal(transmittance);
-    float values[kEntryGradients];
-    entry_gradient(f, unclamped, c.weight, c.weight * (slope - behind), pixel.slope, values);
-    for (int k = 0; k < kEntryGradients; ++k)
-      sums[k] += values[k];
+    add_entry_gradient(f, unclamped, c.weight, c.weight * (slope - behind), pixel.slope, sums);
   }
   if (index < count)
     scratch.partial[own.slot] = {sums[0], sums[1], sums[2], sums[3], sums[4],     sums[5],
@@ -113,8 +111,8 @@ void launch_bucket_vjp(const RasterizeParams &params, const RasterizeUpstream &u
                        cudaStream_t stream) {
   // As many blocks as there can be buckets; how many there are is known on the device only.
   const int64_t blocks = max_buckets(params, state, state.max_entries);
-  launch("rasterize bucket vjp", tile == 8 ? bucket_vjp_kernel<8> : bucket_vjp_kernel<16>,
-         dim3(uint32_t(blocks)), dim3(kWarp), 0, stream, params, state, upstream, scratch);
+  launch_early("rasterize bucket vjp", tile == 8 ? bucket_vjp_kernel<8> : bucket_vjp_kernel<16>,
+               dim3(uint32_t(blocks)), dim3(kWarp), 0, stream, params, state, upstream, scratch);
 }
 
 } // namespace ddpo3d_fast

@@ -1,5 +1,6 @@
 // Stage 6 of the CUDA rasterizer: the tiles' partial gradients to the Gaussians', cameras' and backgrounds'.
-// A thread is a Gaussian; it sums its slots in their order, camera after camera, in double precision.
+// A thread is a Gaussian before a camera; what the cameras give is added up in fixed order, in double
+// precision.
 #include "blend_vjp.cuh"
 #include "launch.cuh"
 #include "maths/view.h"
@@ -8,120 +9,195 @@ namespace ddpo3d_fast {
 namespace {
 
 constexpr int kSumThreads = 256;
+constexpr int kInFlight = 4;     // slots whose loads a thread waits for together
+constexpr uint32_t kFew = 32;    // slots that a thread sums alone; more are the warp's
+constexpr int kShapeValues = 13; // v_mean, v_root, v_opacity
 
 struct EntrySum {
-  Moments<double> moments;
-  Vec3<double> color;
-  double depth;
+  double values[kEntryGradients]; // as add_entry_gradient (blend_vjp.cuh) orders them
 };
 
-__device__ inline EntrySum sum_entries(const DeviceEntryGradient *partial, uint32_t count) {
-  EntrySum s = {};
-  for (uint32_t k = 0; k < count; ++k) {
-    const float4 *quads = reinterpret_cast<const float4 *>(partial + k);
-    const float4 a = quads[0], b = quads[1], c = quads[2];
-    s.moments.v += a.x;
-    s.moments.u1 += a.y;
-    s.moments.u2 += a.z;
-    s.moments.u11 += a.w;
-    s.moments.u12 += b.x;
-    s.moments.u22 += b.y;
-    s.color = s.color + Vec3<double>{b.z, b.w, c.x};
-    s.depth += c.y;
+__device__ inline void add_slots(const DeviceEntryGradient *partial, uint32_t first, uint32_t step,
+                                 uint32_t count, EntrySum &sum) {
+  const float4 *const quads = reinterpret_cast<const float4 *>(partial);
+#pragma unroll 1
+  for (uint32_t k = first; k < count; k += kInFlight * step) {
+    float4 a[kInFlight], b[kInFlight], c[kInFlight];
+    for (uint32_t i = 0; i < kInFlight; ++i) {
+      const uint32_t slot = k + i * step;
+      a[i] = b[i] = c[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (slot < count) {
+        a[i] = quads[3 * int64_t(slot)];
+        b[i] = quads[3 * int64_t(slot) + 1];
+        c[i] = quads[3 * int64_t(slot) + 2];
+      }
+    }
+    for (int i = 0; i < kInFlight; ++i) {
+      const float values[kEntryGradients] = {a[i].x, a[i].y, a[i].z, a[i].w, b[i].x,
+                                             b[i].y, b[i].z, b[i].w, c[i].x, c[i].y};
+      for (int j = 0; j < kEntryGradients; ++j)
+        sum.values[j] += values[j];
+    }
   }
-  return s;
 }
 
-// Adds a warp's values up in fixed order; lane 0 has the sum.
-__device__ inline double warp_sum(double value) {
-  for (int step = kWarp / 2; step > 0; step /= 2)
+// Sums of the slots of every lane's Gaussian. Long rows of slots are shared by the warp, a lane every 32nd,
+// and added up by a tree that depends on their number alone.
+__device__ inline EntrySum sum_slots(const DeviceEntryGradient *partial, uint32_t first, uint32_t count) {
+  const int lane = threadIdx.x % kWarp;
+  EntrySum sum = {};
+  if (count <= kFew)
+    add_slots(partial + first, 0, 1, count, sum);
+#pragma unroll 1
+  for (uint32_t many = __ballot_sync(kAllLanes, count > kFew); many; many &= many - 1) {
+    const int owner = __ffs(int(many)) - 1;
+    EntrySum part = {};
+    add_slots(partial + __shfl_sync(kAllLanes, first, owner), uint32_t(lane), kWarp,
+              __shfl_sync(kAllLanes, count, owner), part);
+    for (int j = 0; j < kEntryGradients; ++j) {
+      for (int step = kWarp / 2; step > 0; step /= 2)
+        part.values[j] += __shfl_xor_sync(kAllLanes, part.values[j], step);
+      sum.values[j] = lane == owner ? part.values[j] : sum.values[j];
+    }
+  }
+  return sum;
+}
+
+// Adds up a warp's values, or those of each `lanes` of them, a power of two, in fixed order; the first has
+// the sum.
+__device__ inline double warp_sum(double value, int lanes = kWarp) {
+  for (int step = lanes / 2; step > 0; step /= 2)
     value += __shfl_down_sync(kAllLanes, value, step);
   return value;
 }
 
+// A block has `views` cameras side by side, as gradient_views says, and all of their Gaussians that fit.
 template <int sh_degree, bool wants_cameras>
-__global__ void __launch_bounds__(kGradientThreads)
+__global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
     gaussians_vjp_kernel(RasterizeParams params, DeviceState state, Penalties penalties,
-                         RasterizeGradients gradients, DeviceScratch scratch) {
-  constexpr int warps = kGradientThreads / kWarp;
+                         RasterizeGradients gradients, DeviceScratch scratch, int views) {
+  await_previous_kernels();
+  constexpr int threads = kGradientThreads;
+  constexpr int color_values = sh_degree < 0 ? 3 : 3 * (sh_degree + 1) * (sh_degree + 1);
   const int64_t C = params.num_cameras, N = params.num_gaussians;
-  const int64_t n = int64_t(blockIdx.x) * kGradientThreads + threadIdx.x;
+  const int t = threadIdx.x, per_view = threads / views, view_of_block = t / per_view,
+            first_view = t % per_view;
+  const int64_t n = int64_t(blockIdx.x) * per_view + first_view;
   const bool exists = n < N, overflow = state.counters->overflow;
   const float *colors = params.colors + params.color_stride * n;
-  float *const v_colors = gradients.colors ? gradients.colors + params.color_stride * n : nullptr;
+  float *const v_colors = gradients.colors && exists ? gradients.colors + params.color_stride * n : nullptr;
 
-  Vec3<double> v_mean = {};
-  Mat3<double> v_root = {};
-  double v_opacity = 0.0;
-  bool drawn = false;
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t index = c * N + n;
-    const uint32_t slots = exists && !overflow ? state.num_slots[index] : 0;
+  // A thread's own, side by side with those of the same Gaussian in other views.
+  DDPO3D_SHARED(double[kShapeValues * threads], shape_parts);
+  DDPO3D_SHARED(float[color_values * threads], color_parts);
+  DDPO3D_SHARED(Camera<double>[kMostViews], cameras);
+  for (int i = 0; i < kShapeValues; ++i)
+    shape_parts[i * threads + t] = 0.0;
+
+#pragma unroll 1
+  for (int64_t first = 0; first < C; first += views) {
+    const int64_t c = first + view_of_block, index = c * N + n;
+    const bool has_view = exists && c < C;
+    const uint32_t slots = has_view && !overflow ? state.num_slots[index] : 0;
+    const EntrySum sum = sum_slots(scratch.partial, slots ? state.first_slot[index] : 0, slots);
+    if (first_view == 0 && c < C)
+      cameras[view_of_block] = load_camera(params, c);
+    __syncthreads();
+    for (int i = 0; i < color_values; ++i)
+      color_parts[i * threads + t] = 0.0f;
+    Vec3<float> v_offset = {};
+    if (slots) {
+      const Camera<double> &camera = cameras[view_of_block];
+      const Vec3<double> offset = load_mean(params, n) - camera_position(camera);
+      const DeviceGaussian &g = state.projected[index];
+      const float color[3] = {g.red, g.green, g.blue};
+      v_offset =
+          view_color_vjp(sh_degree, colors, Vec3<float>{float(offset.x), float(offset.y), float(offset.z)},
+                         color, Vec3<float>{float(sum.values[6]), float(sum.values[7]), float(sum.values[8])},
+                         [&](int i, float value) { color_parts[i * threads + t] = value; });
+    }
+    __syncwarp(); // no need; but colour and shape, one after the other, fit into the registers
     Mat3<double> v_rotation = {};
     Vec3<double> v_translation = {};
     Vec2<double> v_mean2d = {};
     if (slots) {
-      const Camera<double> camera = load_camera(params, c);
+      const double *s = sum.values;
+      const Camera<double> &camera = cameras[view_of_block];
       const GaussianShape shape = load_shape(params, n);
-      const EntrySum sum = sum_entries(scratch.partial + state.first_slot[index], slots);
       const ViewedGaussian view = view_gaussian(params, camera, shape, n);
-      const FootprintGradient<double> v =
-          footprint_vjp(view.footprint, load_opacity(params, n), params.antialiased, sum.moments);
+      const FootprintGradient<double> v = footprint_vjp(
+          view.footprint, load_opacity(params, n), params.antialiased, {s[0], s[1], s[2], s[3], s[4], s[5]});
       const ProjectionGradient<double> p = project_vjp(camera, shape.mean, shape.root, view.projection,
-                                                       v.v_mean, sum.depth, v.v_xx, v.v_xy, v.v_yy);
+                                                       v.v_mean, s[9], v.v_xx, v.v_xy, v.v_yy);
       v_mean2d = v.v_mean;
-      v_opacity += v.v_opacity;
-      v_mean = v_mean + p.v_mean;
-      for (int i = 0; i < 3; ++i)
-        v_root.row[i] = v_root.row[i] + p.v_root.row[i];
-      const DeviceGaussian &g = state.projected[index];
-      const float color[3] = {g.red, g.green, g.blue};
-      const Vec3<double> offset = shape.mean - camera_position(camera);
-      const Vec3<float> v_offset = view_color_vjp(
-          sh_degree, colors, Vec3<float>{float(offset.x), float(offset.y), float(offset.z)}, color,
-          Vec3<float>{float(sum.color.x), float(sum.color.y), float(sum.color.z)}, [&](int i, float value) {
-            if (v_colors)
-              v_colors[i] = drawn ? v_colors[i] + value : value;
-          });
       const Vec3<double> v_direction = {v_offset.x, v_offset.y, v_offset.z};
-      v_mean = v_mean + v_direction;
+      const Vec3<double> v_mean = p.v_mean + v_direction;
+      const double values[kShapeValues] = {
+          v_mean.x,          v_mean.y,          v_mean.z,          p.v_root.row[0].x, p.v_root.row[0].y,
+          p.v_root.row[0].z, p.v_root.row[1].x, p.v_root.row[1].y, p.v_root.row[1].z, p.v_root.row[2].x,
+          p.v_root.row[2].y, p.v_root.row[2].z, v.v_opacity};
+      for (int i = 0; i < kShapeValues; ++i)
+        shape_parts[i * threads + t] += values[i];
       if (wants_cameras) { // the offset is mean + Rᵀ t
         v_rotation = p.v_rotation;
         add_outer(v_rotation, camera.translation, v_direction);
         v_translation = p.v_translation + multiply(camera.rotation, v_direction);
       }
-      drawn = true;
     }
-    if (exists && gradients.means2d) {
+    if (has_view && gradients.means2d) {
       gradients.means2d[2 * index] = float(v_mean2d.x);
       gradients.means2d[2 * index + 1] = float(v_mean2d.y);
     }
     if (wants_cameras) {
-      DDPO3D_SHARED(double[warps * kCameraGradients], parts);
+      const int lanes = per_view < kWarp ? per_view : kWarp;
+      DDPO3D_SHARED(double[threads / kFewestLanes * kCameraGradients], parts);
       const double values[kCameraGradients] = {v_rotation.row[0].x, v_rotation.row[0].y, v_rotation.row[0].z,
                                                v_rotation.row[1].x, v_rotation.row[1].y, v_rotation.row[1].z,
                                                v_rotation.row[2].x, v_rotation.row[2].y, v_rotation.row[2].z,
                                                v_translation.x,     v_translation.y,     v_translation.z};
       for (int i = 0; i < kCameraGradients; ++i) {
-        const double sum = warp_sum(values[i]);
-        if (threadIdx.x % kWarp == 0)
-          parts[threadIdx.x / kWarp * kCameraGradients + i] = sum;
+        const double part = warp_sum(values[i], lanes);
+        if (t % lanes == 0)
+          parts[t / lanes * kCameraGradients + i] = part;
       }
       __syncthreads();
-      if (threadIdx.x < kCameraGradients) {
-        double sum = 0.0;
-        for (int w = 0; w < warps; ++w)
-          sum += parts[w * kCameraGradients + threadIdx.x];
-        scratch.cameras[(int64_t(blockIdx.x) * C + c) * kCameraGradients + threadIdx.x] = sum;
+      const int view = t / kCameraGradients, value = t % kCameraGradients;
+      if (view < views && first + view < C) {
+        double total = 0.0;
+        for (int w = 0; w < per_view / lanes; ++w)
+          total += parts[(view * (per_view / lanes) + w) * kCameraGradients + value];
+        scratch.cameras[(int64_t(blockIdx.x) * C + first + view) * kCameraGradients + value] = total;
       }
-      __syncthreads();
     }
+    __syncthreads();
+    if (v_colors)
+      for (int i = view_of_block; i < color_values; i += views) { // the views share a Gaussian's numbers
+        float total = first ? v_colors[i] : 0.0f;
+        for (int w = 0; w < views; ++w)
+          total += color_parts[i * threads + w * per_view + first_view];
+        v_colors[i] = total;
+      }
+    __syncthreads();
   }
-  if (!exists)
+  __syncthreads(); // where there is no camera
+  if (v_colors)
+    for (int64_t i = (C ? color_values : 0) + view_of_block; i < params.color_stride; i += views)
+      v_colors[i] = 0.0f;
+  if (!exists || view_of_block)
     return;
 
+  double totals[kShapeValues] = {};
+  for (int w = 0; w < views; ++w)
+    for (int i = 0; i < kShapeValues; ++i)
+      totals[i] += shape_parts[i * threads + w * per_view + first_view];
+  Mat3<double> v_root;
+  for (int i = 0; i < 3; ++i)
+    v_root.row[i] = {totals[3 + 3 * i], totals[4 + 3 * i], totals[5 + 3 * i]};
   Vec3<double> v_scale = {};
   Quat<double> v_quat = {};
+  bool drawn = false;
+  for (int64_t c = 0; c < C && !overflow; ++c)
+    drawn = drawn || state.num_slots[c * N + n];
   if (drawn) {
     const GaussianShape shape = load_shape(params, n);
     Mat3<double> v_rotation;
@@ -129,9 +205,9 @@ __global__ void __launch_bounds__(kGradientThreads)
     v_quat = rotation_matrix_vjp(shape.quat, shape.inverse_norm, v_rotation);
   }
   if (gradients.means) {
-    gradients.means[3 * n] = float(v_mean.x);
-    gradients.means[3 * n + 1] = float(v_mean.y);
-    gradients.means[3 * n + 2] = float(v_mean.z);
+    gradients.means[3 * n] = float(totals[0]);
+    gradients.means[3 * n + 1] = float(totals[1]);
+    gradients.means[3 * n + 2] = float(totals[2]);
   }
   if (gradients.quats) {
     gradients.quats[4 * n] = float(v_quat.w);
@@ -146,16 +222,14 @@ __global__ void __launch_bounds__(kGradientThreads)
     gradients.scales[3 * n + 2] = float(v_scale.z);
   }
   if (gradients.opacities)
-    gradients.opacities[n] = float(opacity_vjp(params, n, v_opacity, penalties.opacity));
-  if (v_colors)
-    for (int64_t i = drawn ? colors_used(params) : 0; i < params.color_stride; ++i)
-      v_colors[i] = 0.0f;
+    gradients.opacities[n] = float(opacity_vjp(params, n, totals[12], penalties.opacity));
 }
 
 // The tiles' and blocks' parts of the cameras' and backgrounds' gradients: a block is a camera.
 __global__ void __launch_bounds__(kSumThreads)
     cameras_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeGradients gradients,
                        DeviceScratch scratch, int64_t gaussian_blocks) {
+  await_previous_kernels();
   constexpr int warps = kSumThreads / kWarp;
   DDPO3D_SHARED(double[warps], parts);
   const int64_t c = blockIdx.x, C = params.num_cameras;
@@ -192,9 +266,9 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <int sh_degree, class... Arguments>
 void launch_degree(bool wants_cameras, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
-  launch("rasterize gaussians vjp",
-         wants_cameras ? gaussians_vjp_kernel<sh_degree, true> : gaussians_vjp_kernel<sh_degree, false>, grid,
-         dim3(kGradientThreads), 0, stream, arguments...);
+  launch_early("rasterize gaussians vjp",
+               wants_cameras ? gaussians_vjp_kernel<sh_degree, true> : gaussians_vjp_kernel<sh_degree, false>,
+               grid, dim3(kGradientThreads), 0, stream, arguments...);
 }
 
 } // namespace
@@ -202,28 +276,29 @@ void launch_degree(bool wants_cameras, dim3 grid, cudaStream_t stream, const Arg
 void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalties,
                           const RasterizeGradients &gradients, const DeviceState &state,
                           const DeviceScratch &scratch, cudaStream_t stream) {
-  const int64_t blocks = blocks_for(params.num_gaussians, kGradientThreads);
+  const int views = gradient_views(params);
+  const int64_t blocks = gradient_blocks(params);
   const dim3 grid{uint32_t(blocks)};
   const bool wants_cameras = gradients.viewmats != nullptr;
   switch (params.sh_degree) {
   case 0:
-    launch_degree<0>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch);
+    launch_degree<0>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
     break;
   case 1:
-    launch_degree<1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch);
+    launch_degree<1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
     break;
   case 2:
-    launch_degree<2>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch);
+    launch_degree<2>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
     break;
   case 3:
-    launch_degree<3>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch);
+    launch_degree<3>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
     break;
   default:
-    launch_degree<-1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch);
+    launch_degree<-1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
   }
   if (wants_cameras || gradients.backgrounds)
-    launch("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)), dim3(kSumThreads),
-           0, stream, params, state, gradients, scratch, blocks);
+    launch_early("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),
+                 dim3(kSumThreads), 0, stream, params, state, gradients, scratch, blocks);
 }
 
 } // namespace ddpo3d_fast

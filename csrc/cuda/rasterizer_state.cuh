@@ -14,7 +14,6 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int32_t kNeverStopped = INT32_MAX;
 constexpr int kProjectThreads = 128;
-constexpr int kGradientThreads = 128;
 
 struct alignas(16) DeviceGaussian {
   double x, y; // pixels
@@ -166,20 +165,28 @@ __device__ inline Splat splat_of(const TileSplat &s) {
   return {s.w11, s.w12, s.w22, s.u1, s.u2, s.log2_opacity, s.red, s.green, s.blue, s.depth};
 }
 
-// The pixel of a thread of a tile: a warp has a block of 8 x 4, blocks row by row.
+// A thread of a tile has two pixels, one below the other in two blocks: it shares what it loads, and one
+// pixel's arithmetic fills the other's waits. A warp has two blocks, 8 x 8 pixels, pairs of blocks row by
+// row.
+constexpr int kPixels = 2;
+
+template <int tile> constexpr int kTileThreads = tile * tile / kPixels;
+
 template <int tile> struct TilePixel {
   int x, y;             // in the image
   float from_x, from_y; // its centre from the tile's centre
   bool inside;          // the image
   int64_t index;        // in [C, H, W]
+  uint32_t block;       // its block's bit in a mask
 };
 
 template <int tile>
-__device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int64_t camera, int x0, int y0) {
+__device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int64_t camera, int x0, int y0,
+                                             int which) {
   constexpr int per_row = tile / kBlockWidth;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int x = warp % per_row * kBlockWidth + lane % kBlockWidth;
-  const int y = warp / per_row * kBlockHeight + lane / kBlockWidth;
+  const int column = warp % per_row, row = warp / per_row * kPixels + which;
+  const int x = column * kBlockWidth + lane % kBlockWidth, y = row * kBlockHeight + lane / kBlockWidth;
   TilePixel<tile> p;
   p.x = x0 + x;
   p.y = y0 + y;
@@ -187,6 +194,7 @@ __device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int6
   p.from_y = y + 0.5f - 0.5f * tile;
   p.inside = p.x < params.width && p.y < params.height;
   p.index = (camera * params.height + p.y) * params.width + p.x;
+  p.block = 1u << (row * per_row + column);
   return p;
 }
 

@@ -24,46 +24,71 @@ __device__ inline uint32_t rank_in(const DeviceEntry *sorted, uint32_t count, ui
   return low;
 }
 
-// Sorts from[0..count) into to[0..count), both in global memory, by all `threads` threads of the block: runs
-// of `capacity` in shared memory (bitonic), longer lists by merging runs back and forth between the two
-// arrays, every entry finding its place by a binary search. Ends with a barrier.
+// The same of `size` sorted keys, a power of two, without a branch.
+template <int size> __device__ inline uint32_t rank_in(const uint64_t *sorted, uint64_t key) {
+  uint32_t low = 0;
+  for (uint32_t step = size / 2; step > 0; step /= 2)
+    low += sorted[low + step - 1] < key ? step : 0;
+  return low + (sorted[low] < key);
+}
+
+template <int threads, int capacity> struct alignas(16) SortMemory {
+  uint64_t keys[2][threads]; // two chunks of the list, in sorted runs of a warp each
+  uint64_t chunks[capacity]; // sorted, one after the other
+};
+
+// Sorts from[0..count) into to[0..count), both in global memory, by all `threads` threads of the block, a
+// power of two. A warp sorts a run of 32 by counting, for every entry, how many of the others come first; the
+// runs of a chunk, an entry a thread, and the chunks, up to `capacity` entries, are merged by searches: an
+// entry's place is the sum of its ranks. Longer lists are merged back and forth between the two arrays. What
+// is missing from a chunk counts as last. Ends with a barrier.
 template <int threads, int capacity>
-__device__ inline void sort_list(DeviceEntry *from, DeviceEntry *to, int32_t count) {
-  static_assert((capacity & (capacity - 1)) == 0 && capacity <= 1 << 16, "");
-  DDPO3D_SHARED(uint64_t[capacity], keys);
-  DDPO3D_SHARED(uint16_t[capacity], places);
-  const int t = threadIdx.x;
+__device__ inline void sort_list(DeviceEntry *from, DeviceEntry *to, int32_t count,
+                                 SortMemory<threads, capacity> &memory) {
+  static_assert((threads & (threads - 1)) == 0 && capacity % threads == 0, "");
+  constexpr uint64_t none = ~0ull;
+  const int t = threadIdx.x, lane = t % kWarp;
+#pragma unroll 1
   for (int32_t begin = 0; begin < count; begin += capacity) {
     const int32_t m = count - begin < capacity ? count - begin : capacity;
-    int32_t padded = 2;
-    while (padded < m)
-      padded *= 2;
 #pragma unroll 1
-    for (int32_t i = t; i < padded; i += threads) {
-      keys[i] = i < m ? sort_key(from[begin + i]) : ~0ull;
-      places[i] = uint16_t(i);
+    for (int32_t chunk = 0; chunk < m; chunk += threads) {
+      const bool exists = chunk + t < m;
+      DeviceEntry entry = {};
+      if (exists)
+        entry = from[begin + chunk + t];
+      const uint64_t key = exists ? sort_key(entry) : none;
+      // By turns, so that no warp writes where another one still searches.
+      uint64_t *const keys = memory.keys[chunk / threads % 2], *const run = keys + t / kWarp * kWarp;
+      run[lane] = key;
+      __syncwarp();
+      uint32_t place = 0;
+      for (int i = 0; i < kWarp; i += 2) {
+        const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(run + i);
+        place += uint32_t(pair.x < key) + uint32_t(pair.y < key);
+      }
+      __syncwarp();
+      run[exists ? place : lane] = key;
+      __syncthreads();
+      place = 0;
+      for (int other = 0; other < threads; other += kWarp)
+        place += rank_in<kWarp>(keys + other, key);
+      if (m > threads)
+        memory.chunks[chunk + (exists ? place : t)] = key;
+      else if (exists)
+        to[begin + place] = entry;
     }
     __syncthreads();
-    for (int32_t size = 2; size <= padded; size *= 2)
-      for (int32_t stride = size / 2; stride > 0; stride /= 2) {
+    if (m <= threads)
+      continue;
 #pragma unroll 1
-        for (int32_t i = t; i < padded / 2; i += threads) {
-          const int32_t a = 2 * i - (i & (stride - 1)), b = a + stride;
-          const bool ascending = (a & size) == 0;
-          const uint64_t key_a = keys[a], key_b = keys[b];
-          if ((key_a > key_b) == ascending) {
-            const uint16_t place = places[a];
-            keys[a] = key_b;
-            keys[b] = key_a;
-            places[a] = places[b];
-            places[b] = place;
-          }
-        }
-        __syncthreads();
-      }
-#pragma unroll 1
-    for (int32_t i = t; i < m; i += threads)
-      to[begin + i] = from[begin + places[i]];
+    for (int32_t i = t; i < m; i += threads) {
+      const DeviceEntry entry = from[begin + i];
+      uint32_t place = 0;
+      for (int32_t chunk = 0; chunk < m; chunk += threads)
+        place += rank_in<threads>(memory.chunks + chunk, sort_key(entry));
+      to[begin + place] = entry;
+    }
     __syncthreads();
   }
 

@@ -70,6 +70,25 @@ DDPO3D_HD Range columns_of(const Ellipse &e, int32_t top, int32_t bottom, int32_
                         chord_end(e, e.y_of_right, low, high, 1.0), width);
 }
 
+// The blocks, counted from the image's edge, that it touches in the strip of pixel rows that starts with
+// `begin`; `rows` are the ellipse's.
+template <int block_width, int block_height>
+DDPO3D_HD Range blocks_of(const Ellipse &e, const Range &rows, int32_t begin, int32_t width) {
+  const int32_t end = begin + block_height - 1;
+  const int32_t top = rows.first > begin ? rows.first : begin, bottom = rows.last < end ? rows.last : end;
+  if (top > bottom)
+    return {0, -1};
+  const Range columns = columns_of(e, top, bottom, width);
+  return is_empty(columns) ? Range{0, -1} : Range{columns.first / block_width, columns.last / block_width};
+}
+
+// The bits of a tile's mask for a strip of its blocks.
+template <int blocks> DDPO3D_HD uint32_t strip_mask(const Range &touched, int32_t tile_x) {
+  const int32_t left = touched.first - tile_x * blocks, from = left > 0 ? left : 0;
+  const int32_t right = touched.last - tile_x * blocks, to = right < blocks - 1 ? right : blocks - 1;
+  return from <= to ? (2u << to) - (1u << from) : 0u;
+}
+
 // A row of tiles as the ellipse meets it, in strips as high as a block.
 template <int strips> struct TileRow {
   Range touched[strips]; // blocks of the strip, counted from the image's edge
@@ -84,15 +103,10 @@ DDPO3D_HD TileRow<tile / block_height> tile_row(const Ellipse &e, const Range &r
   row.first = INT32_MAX;
   row.last = -1;
   for (int strip = 0; strip < strips; ++strip) {
-    const int32_t begin = tile_y * tile + strip * block_height, end = begin + block_height - 1;
-    const int32_t top = rows.first > begin ? rows.first : begin, bottom = rows.last < end ? rows.last : end;
-    row.touched[strip] = {0, -1};
-    if (top > bottom)
+    row.touched[strip] =
+        blocks_of<block_width, block_height>(e, rows, tile_y * tile + strip * block_height, width);
+    if (is_empty(row.touched[strip]))
       continue;
-    const Range columns = columns_of(e, top, bottom, width);
-    if (is_empty(columns))
-      continue;
-    row.touched[strip] = {columns.first / block_width, columns.last / block_width};
     row.first = row.touched[strip].first / blocks < row.first ? row.touched[strip].first / blocks : row.first;
     row.last = row.touched[strip].last / blocks > row.last ? row.touched[strip].last / blocks : row.last;
   }
@@ -113,13 +127,8 @@ DDPO3D_HD void visit_tiles(const Ellipse &e, int32_t tiles_x, int32_t width, int
     const TileRow<strips> row = tile_row<tile, block_width, block_height>(e, rows, tile_y, width);
     for (int32_t tile_x = row.first; tile_x <= row.last; ++tile_x) {
       uint32_t mask = 0;
-      for (int strip = 0; strip < strips; ++strip) {
-        const int32_t left = row.touched[strip].first - tile_x * blocks, from = left > 0 ? left : 0;
-        const int32_t right = row.touched[strip].last - tile_x * blocks,
-                      to = right < blocks - 1 ? right : blocks - 1;
-        if (from <= to)
-          mask |= ((2u << to) - (1u << from)) << (strip * blocks);
-      }
+      for (int strip = 0; strip < strips; ++strip)
+        mask |= strip_mask<blocks>(row.touched[strip], tile_x) << (strip * blocks);
       if (mask)
         visit(uint32_t(tile_y) * uint32_t(tiles_x) + uint32_t(tile_x), mask);
     }

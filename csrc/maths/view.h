@@ -107,7 +107,7 @@ DDPO3D_HD GaussianShape load_shape(const RasterizeParams &params, int64_t n) {
 DDPO3D_HD bool all_finite(const float *values, int64_t count) {
   bool finite = true;
   for (int64_t i = 0; i < count; ++i)
-    finite = finite && is_finite(values[i]);
+    finite = is_finite(values[i]) && finite; // in this order, so that no load waits for another
   return finite;
 }
 
@@ -128,12 +128,14 @@ DDPO3D_HD bool is_usable_scale(const RasterizeParams &params, float scale) {
 
 // Whether Gaussian n can be drawn at all: its numbers mean something, its quaternion is not zero.
 DDPO3D_HD bool is_usable(const RasterizeParams &params, int64_t n) {
-  const float *q = params.quats + 4 * n, *s = params.scales + 3 * n;
-  return all_finite(params.means + 3 * n, 3) && all_finite(q, 4) && is_usable_scale(params, s[0]) &&
-         is_usable_scale(params, s[1]) && is_usable_scale(params, s[2]) &&
-         is_usable_opacity(params, params.opacities[n]) &&
-         all_finite(params.colors + params.color_stride * n, colors_used(params)) &&
-         (q[0] != 0 || q[1] != 0 || q[2] != 0 || q[3] != 0);
+  const float *quat = params.quats + 4 * n, *scale = params.scales + 3 * n;
+  const Quat<float> q = {quat[0], quat[1], quat[2], quat[3]};
+  const Vec3<float> s = {scale[0], scale[1], scale[2]};
+  const bool mean = all_finite(params.means + 3 * n, 3), rotation = all_finite(quat, 4);
+  const bool color = all_finite(params.colors + params.color_stride * n, colors_used(params));
+  return mean && rotation && color && is_usable_scale(params, s.x) && is_usable_scale(params, s.y) &&
+         is_usable_scale(params, s.z) && is_usable_opacity(params, params.opacities[n]) &&
+         (q.w != 0 || q.x != 0 || q.y != 0 || q.z != 0);
 }
 
 struct ViewedGaussian {
