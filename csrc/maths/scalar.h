@@ -10,17 +10,19 @@ namespace ddpo3d_fast {
 DDPO3D_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 DDPO3D_HD float fnma(float a, float b, float c) { return ::fmaf(-a, b, c); } // c - a b
 
-// One instruction each on a GPU, accurate to 1 and 2 units in the last place; numbers below 2^-126 are 0.
+// On a GPU one instruction, accurate to 1 unit in the last place, and a step of Newton's. Without that a ray's
+// transmittance, which is divided by 1 - alpha once an entry, drifts by 1e-5 in 2,600 entries (H200).
 DDPO3D_HD float reciprocal(float a) {
 #ifdef __CUDA_ARCH__
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
-  return result;
+  return fma(result, fnma(a, result, 1.0f), result);
 #else
   return 1.0f / a;
 #endif
 }
 
+// On a GPU one instruction, accurate to 2 units in the last place; what is below 2^-126 is 0.
 DDPO3D_HD float exp2_fast(float a) {
 #ifdef __CUDA_ARCH__
   float result;
