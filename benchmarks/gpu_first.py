@@ -3,8 +3,8 @@
     python benchmarks/gpu_first.py [--seconds 270] [--output benchmarks/results]
 
 In this order, each stage in a process of its own and within its own time: the machine; the build, for this
-device alone; one scene by each of the four plans, forward, backward and as a CUDA graph, against the CPU;
-`pytest -m gpu` of the kernels; the rasterizer's benchmark, five cases. OUTPUT/gpu-first.json is written
+device alone; one scene, forward, backward and as a CUDA graph, against the CPU; `pytest -m gpu` of the
+kernels; the rasterizer's benchmark, five cases. OUTPUT/gpu-first.json is written
 before each stage begins, with what the stages before it found; rasterizer-cuda.json has the benchmark. Exit
 code 0 whatever fails, 2 if OUTPUT cannot be written, 130 if interrupted.
 
@@ -43,26 +43,24 @@ from stages import Outcome, Stage
 
 from ddpo3d_fast.files import write_text
 
-PLANS = ("8", "8b", "16", "16b")  # of rasterizer_cuda.py
 SCENE = "2k/128/4"  # Gaussians, pixels a side, views
 TOLERANCE = 1e-4  # relative L2 against the CPU; a pixel in which rounding decides a cut-off is worth 1e-5
 CASES = ("10k/256/4", "2k/128/1", "50k/512/4", "2k/128/4", "10k/512/8")
 
 
-def plan_stage(stage: Stage, seconds: float, plan: str) -> Outcome:
-    return reporting(stage, seconds, worker("gpu_first.py", "--plan", plan))
+def scene_stage(stage: Stage, seconds: float) -> Outcome:
+    return reporting(stage, seconds, worker("gpu_first.py", "--scene"))
 
 
-def try_plan(plan: str, path: Path) -> int:
-    """One plan on the device, step by step, each step's findings written before the next: 0 if it computes
+def try_scene(path: Path) -> int:
+    """A scene on the device, step by step, each step's findings written before the next: 0 if it computes
     what the CPU does, and a graph's replay the same bits as a launch."""
     import rasterizer_cuda as benchmark
     import torch
 
     from ddpo3d_fast.kernels import rasterize_backward, rasterize_forward
-    from ddpo3d_fast.kernels.rasterizer import cuda_plan
 
-    found: dict[str, Any] = {"plan": plan, "scene": SCENE}
+    found: dict[str, Any] = {"scene": SCENE}
 
     def note(name: str, value: object) -> None:
         found[name] = value
@@ -85,15 +83,14 @@ def try_plan(plan: str, path: Path) -> int:
             if value is not None
         }
 
-    with cuda_plan(*benchmark.PLANS[plan]):
-        out, state = rasterize_forward(**scene)
+    out, state = rasterize_forward(**scene)
     benchmark.synchronize()
     note("forward", errors(out, expected))
     upstream = upstream.to(benchmark.DEVICE)
     gradients = rasterize_backward(state, upstream)
     benchmark.synchronize()
     note("backward", errors(gradients, expected_gradients))
-    pair = benchmark.OurPair(scene, upstream, plan)
+    pair = benchmark.OurPair(scene, upstream)
     plain, graph = pair.plain(), pair.graph(benchmark.graph_pool())
     same = bool(graph.rgb.equal(plain.rgb) and graph.grad_means.equal(plain.grad_means))
     note("replay has the same bits", same)
@@ -110,7 +107,7 @@ def stages_of(output: Path) -> list[Stage]:
     words = ["--without", "gsplat", "--cases", *CASES]
     return [
         *at_the_start(),
-        *(Stage(f"plan {plan}", 40, partial(plan_stage, plan=plan)) for plan in PLANS),
+        Stage("scene", 40, scene_stage),
         Stage("kernel tests", 120, partial(gpu_tests, kernels=True)),
         Stage("rasterizer", 90, partial(rasterizer, path=path, words=lambda: words)),
     ]
@@ -118,10 +115,10 @@ def stages_of(output: Path) -> list[Stage]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(__doc__, 270)
-    parser.add_argument("--plan", choices=PLANS, help="try this plan, and nothing else")
+    parser.add_argument("--scene", action="store_true", help="the scene, and nothing else")
     options = parse(parser, arguments)
-    if options.plan:
-        return try_plan(options.plan, options.json)
+    if options.scene:
+        return try_scene(options.json)
     code = run_script("gpu-first", stages_of(options.output), options)
     return 0 if code == 1 else code
 

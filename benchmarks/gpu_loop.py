@@ -180,8 +180,7 @@ def small_scenes() -> None:
         arguments: dict[str, Any] = {
             name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in scene.arguments().items()
         }
-        for plan in ((8, False), (16, False), (8, True), (16, True)):
-            both_passes(arguments, plan)
+        both_passes(arguments)
     for case in CASES.values():
         run_diffusion(case, "cuda")
     run_adam("cuda")
@@ -190,23 +189,19 @@ def small_scenes() -> None:
 
 
 def kernels() -> None:
-    """Both plans' kernels once, over one ordinary scene: for the profile."""
+    """The rasterizer's kernels once, over one ordinary scene: for the profile."""
     import rasterizer_cuda as benchmark
 
-    scene = benchmark.scene_of(benchmark.parse_case("10k/256/4"))
-    for plan in ((16, False), (8, True)):
-        both_passes(scene, plan)
+    both_passes(benchmark.scene_of(benchmark.parse_case("10k/256/4")))
     benchmark.synchronize()
 
 
-def both_passes(arguments: dict[str, Any], plan: tuple[int, bool]) -> None:
+def both_passes(arguments: dict[str, Any]) -> None:
     import torch
 
     from ddpo3d_fast.kernels import rasterize_backward, rasterize_forward
-    from ddpo3d_fast.kernels.rasterizer import cuda_plan
 
-    with cuda_plan(*plan):
-        out, state = rasterize_forward(**arguments)
+    out, state = rasterize_forward(**arguments)
     upstream = (torch.ones(image.shape).to(image.device) for image in out[:3])
     gradients = rasterize_backward(state, *upstream)
     assert all(g is None or bool(g.cpu().isfinite().all()) for g in gradients)

@@ -220,7 +220,7 @@ def profile(stage: Stage, seconds: float) -> Outcome:
     path.parent.mkdir(parents=True, exist_ok=True)
     words = ["--clock-control", "none", "--set", "basic", "--section", "WarpStateStats"]
     words += ["--section", "MemoryWorkloadAnalysis", "--csv", "--page", "details", "--log-file", str(path)]
-    words += ["--kernel-name", "regex:^(blend|blend_vjp|bucket_vjp|gaussians_vjp)_kernel$"]
+    words += ["--kernel-name", "regex:^(blend|blend_vjp|gaussians_vjp)_kernel$"]
     outcome = run([find_tool("ncu") or "ncu", *words, *worker("gpu_loop.py", "--kernels")], seconds)
     stage.figures = profile_table(path.read_text()) if path.exists() else None
     kernels = len(stage.figures or {})

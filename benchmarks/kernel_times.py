@@ -1,6 +1,6 @@
 """Where a step of the rasterizer spends its time on a GPU: every kernel, inside a CUDA graph's replays.
 
-    python benchmarks/kernel_times.py [--cases 2k/128/1 ...] [--plan 16] [--tree PATH ...] [--json FILE]
+    python benchmarks/kernel_times.py [--cases 2k/128/1 ...] [--tree PATH ...] [--json FILE]
                                       [--rounds N] [--seconds S]
 
 The step is that of rasterizer_cuda.py: forward pass, backward pass, Adam. torch.profiler (CUPTI) times the
@@ -33,7 +33,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 CASES = ("2k/128/1", "2k/128/4", "10k/256/4", "50k/512/4")
-PLANS = ("8", "8b", "16", "16b")
 MARK = "@kernel_times "  # what a worker answers begins with it; other output may stand between
 ANSWER_SECONDS = 90.0
 PROFILED = 20  # replays a round
@@ -92,11 +91,11 @@ def profiled(replay: Callable[[], object], replays: int) -> list[dict[str, Any]]
 class Build:
     """The build that this process imports, one case at a time."""
 
-    def __init__(self, plan: str) -> None:
+    def __init__(self) -> None:
         import rasterizer_cuda
         import torch
 
-        self.benchmark, self.torch, self.plan = rasterizer_cuda, torch, plan
+        self.benchmark, self.torch = rasterizer_cuda, torch
         self.calls: dict[str, Callable[[], object]] = {}
 
     def prepare(self, case: str) -> dict[str, Any]:
@@ -105,9 +104,8 @@ class Build:
         parsed = self.benchmark.parse_case(case)
         shape = (parsed.views, parsed.side, parsed.side, 3)
         upstream = self.torch.randn(shape, generator=self.torch.Generator().manual_seed(1))
-        pair = self.benchmark.OurPair(
-            self.benchmark.scene_of(parsed), upstream.to(self.benchmark.DEVICE), self.plan
-        )
+        upstream = upstream.to(self.benchmark.DEVICE)
+        pair = self.benchmark.OurPair(self.benchmark.scene_of(parsed), upstream)
         self.calls = pair.graph(self.benchmark.graph_pool()).calls
         for call in self.calls.values():
             self.benchmark.device_ms(call, 3)
@@ -128,7 +126,7 @@ class Build:
         return found
 
 
-def work(plan: str, tree: Path) -> int:
+def work(tree: Path) -> int:
     """Answers what comes on stdin until it ends: {"do": "prepare", "case": ...} or {"do": "time"}."""
 
     def answer(value: dict[str, Any]) -> None:
@@ -140,7 +138,7 @@ def work(plan: str, tree: Path) -> int:
         found = Path(str(ddpo3d_fast.__file__)).resolve()
         if tree.resolve() not in found.parents:
             raise ImportError(f"expected ddpo3d_fast of {tree}, got {found}")
-        build = Build(plan)
+        build = Build()
         from gpu_machine import hardware
 
         answer({"hardware": hardware()})
@@ -162,11 +160,11 @@ def work(plan: str, tree: Path) -> int:
 class Worker:
     """A process that measures one build."""
 
-    def __init__(self, tree: Path, plan: str) -> None:
+    def __init__(self, tree: Path) -> None:
         paths = [str(tree), os.environ.get("PYTHONPATH", "")]
         self.output = b""
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE), "--worker", str(tree), "--plan", plan],
+            [sys.executable, str(HERE), "--worker", str(tree)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -289,7 +287,6 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="N/PIXELS/VIEWS")
-    parser.add_argument("--plan", choices=PLANS, default="16")
     parser.add_argument("--tree", type=Path, action="append", default=[], help="another checkout, built")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each build, a case (default 5)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after this time")
@@ -304,17 +301,16 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
     if options.worker:
-        return work(options.plan, options.worker)
+        return work(options.worker)
     begun = time.monotonic()
     trees = {"this": HERE.parents[1], **{str(tree): tree.resolve() for tree in options.tree}}
     report: dict[str, Any] = {
-        "plan": options.plan,
         "commits": {name: commit_of(tree) for name, tree in trees.items()},
         "hardware": {},
         "failed": {},
         "cases": {},
     }
-    workers = {name: Worker(tree, options.plan) for name, tree in trees.items()}
+    workers = {name: Worker(tree) for name, tree in trees.items()}
 
     def save() -> None:
         if options.json:

@@ -8,8 +8,7 @@ cases come first; --seconds, Ctrl-C and SIGTERM end the run with what there is.
 
 Timed are the forward pass, the backward pass (gradients of means, quats, scales, opacities and colours) and
 the whole step: both and an Adam update of these five, at a rate of 0, so that all steps have the same work.
-- graph: ours, replayed from a CUDA graph, with every plan: tiles of 8 or 16 px, and the backward pass with a
-  thread for each pixel or (8b, 16b) for each Gaussian; what is compared is the plan that the rule takes
+- graph: ours, replayed from a CUDA graph
 - plain: ours, called one by one, with room for the lists known (TileCapacity), so that nothing waits
 - autograd: ours through torch's autograd, without knowing the room, and torch's fused Adam
 - gsplat, if it is installed; Faster-GS (FasterGSCudaBackend) and INRIA's (diff_gaussian_rasterization), if
@@ -52,15 +51,13 @@ from torch import Tensor
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.files import write_text
-from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.kernels.adam import AdamGroup, adam_groups
-from ddpo3d_fast.kernels.rasterizer import TileCapacity, cuda_plan, rasterize_backward, rasterize_forward
+from ddpo3d_fast.kernels.rasterizer import TileCapacity, rasterize_backward, rasterize_forward
 
 DEVICE = torch.device("cuda")
 COUNTS, SIDES, VIEWS = (2_000, 10_000, 50_000, 100_000), (128, 256, 512, 1024), (1, 4, 8)
 FIRST = ("10k/256/4", "2k/128/1", "50k/512/4", "2k/128/4", "10k/512/8", "50k/256/1", "2k/512/1", "50k/128/4")
 OPERATIONS = ("forward", "backward", "step")
-PLANS = {"8": (8, False), "8b": (8, True), "16": (16, False), "16b": (16, True)}  # tile side, buckets
 IMAGE_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 5e-2  # relative L2: peers cut Gaussians off elsewhere
 SAMPLE_MS, MOST_CALLS = 2.0, 50  # how long a sample takes, and of how many calls it is at most
 CASE_SECONDS = 8.0  # after which a case takes no further turns
@@ -157,10 +154,10 @@ def captured(call: Callable[[], Result], pool: Any) -> tuple[Callable[[], None],
 
 
 class OurPair:
-    """Our forward and backward passes without autograd, and the step, by one plan."""
+    """Our forward and backward passes without autograd, and the step."""
 
-    def __init__(self, scene: dict[str, Any], upstream: Tensor, plan: str) -> None:
-        self.scene, self.upstream, self.plan = scene, upstream, plan
+    def __init__(self, scene: dict[str, Any], upstream: Tensor) -> None:
+        self.scene, self.upstream = scene, upstream
         self.capacity = TileCapacity()
         self.moments = {
             name: (torch.zeros_like(scene[name]), torch.zeros_like(scene[name])) for name in PARAMETERS
@@ -177,8 +174,7 @@ class OurPair:
         self.longest = int(self.state.native.state[4:8].view(torch.int32))  # the second word of it
 
     def forward(self) -> tuple[kernels.Rasterization, kernels.RasterizeState]:
-        with cuda_plan(*PLANS[self.plan]):
-            return rasterize_forward(**self.scene, capacity=self.capacity)
+        return rasterize_forward(**self.scene, capacity=self.capacity)
 
     def backward(self) -> kernels.RasterizeGradients:
         return rasterize_backward(self.state, self.upstream, of_cameras=False)
@@ -205,13 +201,7 @@ class OurPair:
         means = gradients.means.clone()
         step, _ = captured(self.step, pool)
         calls = {"forward": forward, "backward": backward, "step": step}
-        return Contestant(f"graph {self.plan}", rgb, means, calls)
-
-
-def rule_of(state: kernels.RasterizeState) -> str:
-    """The plan that the rule takes for such images."""
-    plan = _backend.backend(DEVICE).rasterize_plan_cuda(state.params)
-    return next(name for name, sides in PLANS.items() if sides == (plan.tile, plan.buckets))
+        return Contestant("graph", rgb, means, calls)
 
 
 def measure_ceilings(floats: int = 1 << 28, side: int = 8192) -> Ceilings:
@@ -292,15 +282,13 @@ def measure(case: Case, peers: dict[str, Peer], ceilings: Ceilings, repeats: int
     scene = scene_of(case)
     upstream = torch.randn(case.views, case.side, case.side, 3, generator=torch.Generator().manual_seed(1))
     upstream = upstream.to(DEVICE)
-    pairs = {plan: OurPair(scene, upstream, plan) for plan in PLANS}
-    rule = rule_of(next(iter(pairs.values())).state)
-    plain, pool = pairs[rule].plain(), graph_pool()
-    graphs = {plan: pair.graph(pool) for plan, pair in pairs.items()}
-    ours = [plain, *graphs.values(), our_autograd(scene, upstream)]
+    pair = OurPair(scene, upstream)
+    plain = pair.plain()
+    ours = [plain, pair.graph(graph_pool()), our_autograd(scene, upstream)]
     problems = [
-        f"{one.name}: the image or a gradient has other bits than those of {other.name}"
-        for one, other in ((graphs[rule], plain), (ours[-1], plain))
-        if not (one.rgb.equal(other.rgb) and one.grad_means.equal(other.grad_means))
+        f"{one.name}: the image or a gradient has other bits than those of {plain.name}"
+        for one in ours[1:]
+        if not (one.rgb.equal(plain.rgb) and one.grad_means.equal(plain.grad_means))
     ]
     agreement, notes, contestants = {}, {}, ours
     for name, make in peers.items():
@@ -314,24 +302,19 @@ def measure(case: Case, peers: dict[str, Peer], ceilings: Ceilings, repeats: int
             contestants = [*contestants, contestant]
         else:
             notes[name] = f"not timed, since it computes something else: relative L2 {found}"
-    for graph in graphs.values():
-        found = disagreement(graph, plain, scene["backgrounds"])
-        if not max(found.values()) <= 1e-4:
-            problems.append(f"{graph.name}: not what plan {rule} gives: relative L2 {found}")
 
     microseconds = sample(contestants, repeats, CASE_SECONDS)
     contributions = count_contributions(scene)
     pixels = case.views * case.side**2
-    floor = floors(case.gaussians, case.views, pixels, pairs[rule].entries, contributions, ceilings)
+    floor = floors(case.gaussians, case.views, pixels, pair.entries, contributions, ceilings)
     return {
         "case": str(case),
-        "plan": rule,
-        "entries": {plan: pairs[plan].entries for plan in ("8", "16")},
-        "longest_list": {plan: pairs[plan].longest for plan in ("8", "16")},
+        "entries": pair.entries,
+        "longest_list": pair.longest,
         "contributions": contributions,
         "us": microseconds,
         "floor_us": {name: significant(value, 3) for name, value in floor.items()},
-        "ratios": ratios(microseconds, rule),
+        "ratios": ratios(microseconds),
         "agreement": agreement,
         "notes": notes,
         "problems": problems,
@@ -343,10 +326,10 @@ def both(times: dict[str, list[float]]) -> float:
     return times["forward"][0] + times["backward"][0]
 
 
-def ratios(microseconds: dict[str, dict[str, list[float]]], rule: str) -> dict[str, dict[str, float]]:
+def ratios(microseconds: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
     """How many times longer a peer takes than ours: both passes against graph, plain and autograd, the step
     against graph."""
-    graph = microseconds[f"graph {rule}"]
+    graph = microseconds["graph"]
     found = {}
     for name in PEERS:
         if name in microseconds:
@@ -363,10 +346,10 @@ def ratios(microseconds: dict[str, dict[str, list[float]]], rule: str) -> dict[s
 # ---- What is printed and written
 
 HEADER = (
-    f"{'':12} {'entries':>8} {'contrib.':>8} {'':>4} | {'graph, us':^23} | {'x floor':^11}"
-    f" | {'plans, fwd+bwd':^23} | {'plain, us':^23} | {'autograd':>8}",
-    f"{'case':12} {'':>8} {'':>8} {'plan':>4} | {'fwd':>7} {'bwd':>7} {'step':>7} | {'fwd':>5} {'bwd':>5}"
-    f" | {' '.join(f'{plan:>5}' for plan in PLANS)} | {'fwd':>7} {'bwd':>7} {'step':>7} | {'fwd+bwd':>8}",
+    f"{'':12} {'entries':>8} {'contrib.':>8} | {'graph, us':^23} | {'x floor':^11}"
+    f" | {'plain, us':^23} | {'autograd':>8}",
+    f"{'case':12} {'':>8} {'':>8} | {'fwd':>7} {'bwd':>7} {'step':>7} | {'fwd':>5} {'bwd':>5}"
+    f" | {'fwd':>7} {'bwd':>7} {'step':>7} | {'fwd+bwd':>8}",
 )
 
 
@@ -377,20 +360,18 @@ def table_head(peers: Iterable[str]) -> str:
 
 
 def table_row(row: dict[str, Any], peers: Iterable[str]) -> str:
-    """One line: ours in microseconds, the passes over their floors, every plan's over the rule's, and how
-    many times longer each peer takes."""
-    rule, times = row["plan"], row["us"]
-    graph, plain = times[f"graph {rule}"], times["plain"]
+    """One line: ours in microseconds, the passes over their floors, and how many times longer each peer
+    takes."""
+    times = row["us"]
+    graph, plain = times["graph"], times["plain"]
 
     def three(of: dict[str, list[float]]) -> str:
         return " ".join(f"{of[name][0]:7.1f}" for name in OPERATIONS)
 
     distance = " ".join(f"{graph[name][0] / row['floor_us'][name]:5.1f}" for name in OPERATIONS[:2])
-    plans = " ".join(f"{both(times[f'graph {plan}']) / both(graph):5.2f}" for plan in PLANS)
     line = (
-        f"{row['case']:12} {short(row['entries'][rule.rstrip('b')]):>8} {short(row['contributions']):>8}"
-        f" {rule:>4} | {three(graph)} | {distance} | {plans} | {three(plain)}"
-        f" | {both(times['autograd']):8.1f}"
+        f"{row['case']:12} {short(row['entries']):>8} {short(row['contributions']):>8}"
+        f" | {three(graph)} | {distance} | {three(plain)} | {both(times['autograd']):8.1f}"
     )
     for name in peers:
         if ratio := row["ratios"].get(name):

@@ -63,7 +63,6 @@ def count_contributions(scene: dict[str, Any], chunk: int = 1 << 24) -> int:
 class Ellipses(NamedTuple):
     """What a view may draw, nearest first: Gaussians in front of it, each with its ellipse; all [M]."""
 
-    number: Tensor  # among the scene's Gaussians
     x: Tensor  # pixels
     y: Tensor
     xx: Tensor  # the dilated covariance, px²
@@ -91,12 +90,12 @@ def seen_ellipses(scene: dict[str, Any], viewmat: Tensor, k: Tensor) -> Ellipses
     covariance = spread @ spread.transpose(1, 2)
     a, b, c = covariance[:, 0, 0] + 0.3, covariance[:, 0, 1], covariance[:, 1, 1] + 0.3
     opacity = opacities[order]
-    return Ellipses(order, mean_x, mean_y, a, b, c, a * c - b * b, opacity, 2 * (255 * opacity).log())
+    return Ellipses(mean_x, mean_y, a, b, c, a * c - b * b, opacity, 2 * (255 * opacity).log())
 
 
 def contributions_of_view(scene: dict[str, Any], viewmat: Tensor, k: Tensor, chunk: int) -> int:
     width, height = scene["width"], scene["height"]
-    _, mean_x, mean_y, a, b, c, det, opacity, reach = seen_ellipses(scene, viewmat, k)
+    mean_x, mean_y, a, b, c, det, opacity, reach = seen_ellipses(scene, viewmat, k)
 
     # Every row of every ellipse and its chord there; a row's ellipses stay in the order of their depths.
     half = (reach * c).sqrt()

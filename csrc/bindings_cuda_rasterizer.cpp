@@ -1,37 +1,22 @@
 // pybind11 bindings of the CUDA rasterizer: addresses, sizes and a stream in, nothing else.
 #include <pybind11/pybind11.h>
 
-#include <string>
-
 #include "bindings.h"
 
 namespace py = pybind11;
 using namespace ddpo3d_fast;
 
 void bind_cuda_rasterizer(py::module_ &module) {
-  py::class_<RasterizePlan>(module, "RasterizePlan", py::module_local())
-      .def(py::init([](int tile, bool buckets) {
-             if (tile != 8 && tile != 16)
-               throw py::value_error("tile: expected 8 or 16, got " + std::to_string(tile));
-             return RasterizePlan{tile, buckets};
-           }),
-           py::arg("tile"), py::arg("buckets"))
-      .def_readonly("tile", &RasterizePlan::tile)
-      .def_readonly("buckets", &RasterizePlan::buckets);
-
   py::class_<RasterizeMemory>(module, "RasterizeMemory", py::module_local())
-      .def(py::init([](const RasterizePlan &plan, std::uintptr_t state, std::uintptr_t entries,
-                       int64_t max_entries) {
-             return RasterizeMemory{plan, pointer<void>(state), pointer<void>(entries), max_entries};
+      .def(py::init([](std::uintptr_t state, std::uintptr_t entries, int64_t max_entries) {
+             return RasterizeMemory{pointer<void>(state), pointer<void>(entries), max_entries};
            }),
-           py::kw_only(), py::arg("plan"), py::arg("state"), py::arg("entries"), py::arg("max_entries"));
+           py::kw_only(), py::arg("state"), py::arg("entries"), py::arg("max_entries"));
 
-  module.def("rasterize_plan_cuda", &rasterize_plan_cuda, py::arg("params"));
-  module.def("rasterize_state_bytes_cuda", &rasterize_state_bytes_cuda, py::arg("params"), py::arg("plan"));
-  module.def("rasterize_entries_bytes_cuda", &rasterize_entries_bytes_cuda, py::arg("params"),
-             py::arg("plan"), py::arg("max_entries"));
+  module.def("rasterize_state_bytes_cuda", &rasterize_state_bytes_cuda, py::arg("params"));
+  module.def("rasterize_entries_bytes_cuda", &rasterize_entries_bytes_cuda, py::arg("max_entries"));
   module.def("rasterize_scratch_bytes_cuda", &rasterize_scratch_bytes_cuda, py::arg("params"),
-             py::arg("plan"), py::arg("max_entries"));
+             py::arg("max_entries"));
 
   module.def(
       "rasterize_project_cuda",

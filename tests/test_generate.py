@@ -122,7 +122,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, changes):
 def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fewer_gaussians(
     tmp_path, monkeypatch
 ):
-    """A GPU's rasterizer takes its plan by the rows, and with it the order of its sums."""
+    """What is summed over the rows may be summed in another order where there are more or fewer."""
     rendered, at_the_round = [], iter([600, 200, 200])  # Gaussians: memory for more stays
     render = Gaussians.render
 

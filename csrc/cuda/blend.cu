@@ -8,7 +8,7 @@ namespace ddpo3d_fast {
 namespace {
 
 // A multiprocessor's, at least; told no number, or a larger one, ptxas saves registers by spills.
-template <bool buckets> constexpr int kResidentThreads = buckets ? 768 : 1024;
+constexpr int kResidentThreads = 1024;
 
 // Entries that a block sorts before it must merge in global memory, 8 bytes of shared memory each.
 constexpr int kSortedAtOnce = 1024;
@@ -45,19 +45,18 @@ __device__ inline void blend(const Splat &s, const Candidate &candidate, int32_t
   ray.stop = ends ? entry : ray.stop;
 }
 
-template <int tile, bool buckets>
-__global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> / kTileThreads<tile>)
+__global__ void __launch_bounds__(kTileThreads, kResidentThreads / kTileThreads)
     blend_kernel(RasterizeParams params, DeviceState state, RasterizeOutputs outputs) {
   await_previous_kernels();
-  constexpr int threads = kTileThreads<tile>, batch = threads;
+  constexpr int threads = kTileThreads, batch = threads;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
   const uint32_t tiles_x = uint32_t(state.tiles_x);
-  const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
+  const int x0 = int(within % tiles_x) * kTile, y0 = int(within / tiles_x) * kTile;
   const int t = threadIdx.x, lane = t % kWarp;
   if (state.counters->overflow) {
     for (int p = 0; p < kPixels; ++p) {
-      const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+      const TilePixel pixel = tile_pixel(params, camera, x0, y0, p);
       if (!pixel.inside)
         continue;
       const float nan = __int_as_float(0x7fc00000);
@@ -82,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> 
   float from_x, from_y[kPixels];
   uint32_t block[kPixels], blocks = 0;
   for (int p = 0; p < kPixels; ++p) {
-    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    const TilePixel pixel = tile_pixel(params, camera, x0, y0, p);
     // Pixels beyond the edge have stopped before they began.
     rays[p] = {1.0f, 0.0f, 0.0f, 0.0f, 0.0f, pixel.inside ? kNeverStopped : 0};
     from_x = pixel.from_x;
@@ -96,20 +95,6 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> 
       any = any || rays[p].stop == kNeverStopped;
     return any;
   };
-  const uint32_t first_bucket = buckets ? state.bucket_begin[list] : 0;
-  const auto behind_of = [&](int p, int32_t bucket) {
-    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
-    const int place = (pixel.y - y0) * tile + pixel.x - x0; // in the tile, row by row
-    return state.behind + ((int64_t(first_bucket) + bucket) * (tile * tile) + place) * kBehind;
-  };
-  int32_t last_bucket[kPixels];
-  for (int p = 0; p < kPixels; ++p)
-    last_bucket[p] = -1;
-  if (buckets)
-#pragma unroll 1
-    for (int32_t b = t; b < (count + kWarp - 1) / kWarp; b += threads)
-      state.bucket_tile[first_bucket + b] = list;
-
   DeviceEntry next = {};
   if (t < count)
     next = state.sorted[begin + t];
@@ -119,19 +104,12 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> 
       break;
     const int32_t m = count - first < batch ? count - first : batch;
     if (t < m)
-      splats[t] =
-          tile_splat<tile>(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
+      splats[t] = tile_splat(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
     __syncthreads();
     if (first + batch + t < count) // fetched while this batch is blended
       next = state.sorted[begin + first + batch + t];
 #pragma unroll 1
     for (int32_t group = 0; group < m && __any_sync(kAllLanes, live()); group += kWarp) {
-      bool was_live[kPixels];
-      for (int p = 0; buckets && p < kPixels; ++p) {
-        was_live[p] = rays[p].stop == kNeverStopped;
-        if (was_live[p])
-          behind_of(p, (first + group) / kWarp)[4] = rays[p].transmittance;
-      }
       const bool touches = group + lane < m && (splats[group + lane].mask & blocks);
 #pragma unroll 1
       for (uint32_t hits = __ballot_sync(kAllLanes, touches); hits;) { // two at a time
@@ -151,32 +129,14 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kResidentThreads<buckets> 
         for (int p = 0; p < kPixels; ++p)
           blend(splat_of(b), of_b[p], first + l, rays[p]);
       }
-      for (int p = 0; buckets && p < kPixels; ++p) // what this bucket alone contributed
-        if (was_live[p]) {
-          float *const behind = behind_of(p, (first + group) / kWarp);
-          behind[0] = rays[p].red;
-          behind[1] = rays[p].green;
-          behind[2] = rays[p].blue;
-          behind[3] = rays[p].depth;
-          rays[p].red = rays[p].green = rays[p].blue = rays[p].depth = 0.0f;
-          last_bucket[p] = (first + group) / kWarp;
-        }
     }
   }
 
   for (int p = 0; p < kPixels; ++p) {
-    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    const TilePixel pixel = tile_pixel(params, camera, x0, y0, p);
     if (!pixel.inside)
       continue;
-    Ray &ray = rays[p];
-    // From the back, so that what lies behind a bucket keeps its own digits, however much lies before it.
-    for (int32_t b = last_bucket[p]; buckets && b >= 0; --b) {
-      float *const behind = behind_of(p, b);
-      behind[0] = ray.red += behind[0];
-      behind[1] = ray.green += behind[1];
-      behind[2] = ray.blue += behind[2];
-      behind[3] = ray.depth += behind[3];
-    }
+    const Ray &ray = rays[p];
     const float *background = params.backgrounds ? params.backgrounds + 3 * camera : nullptr;
     const float transmittance = ray.transmittance;
     outputs.rgb[3 * pixel.index] = ray.red + transmittance * (background ? background[0] : 0.0f);
@@ -195,13 +155,9 @@ void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs 
                           const RasterizeMemory &memory, void *stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   const DeviceState state = device_state(params, memory);
-  launch_scatter(params, state, memory.plan.tile, on);
-  const auto kernel = memory.plan.tile == 8
-                          ? memory.plan.buckets ? blend_kernel<8, true> : blend_kernel<8, false>
-                      : memory.plan.buckets ? blend_kernel<16, true>
-                                            : blend_kernel<16, false>;
-  launch_early("rasterize blend", kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
-               dim3(uint32_t(memory.plan.tile * memory.plan.tile / kPixels)), 0, on, params, state, outputs);
+  launch_scatter(params, state, on);
+  launch_early("rasterize blend", blend_kernel, dim3(uint32_t(params.num_cameras * state.tiles)),
+               dim3(kTileThreads), 0, on, params, state, outputs);
 }
 
 } // namespace ddpo3d_fast

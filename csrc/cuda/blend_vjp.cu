@@ -11,10 +11,57 @@ constexpr int kBatch = kWarp;
 constexpr int kTogether = 2; // entries whose sums over a warp are made at once
 // A multiprocessor's, at least; no more, or ptxas spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <int tile> constexpr int kVjpResidentThreads = 768;
+constexpr int kVjpResidentThreads = 768;
 #else
-template <int tile> constexpr int kVjpResidentThreads = tile == 16 ? 896 : 768;
+constexpr int kVjpResidentThreads = 896;
 #endif
+
+// d(loss)/d(what a pixel shows).
+struct PixelSlope {
+  float red, green, blue, alpha, depth;
+};
+
+__device__ inline PixelSlope load_slope(const RasterizeUpstream &upstream, int64_t pixel) {
+  PixelSlope s = {};
+  if (upstream.rgb) {
+    s.red = upstream.rgb[3 * pixel];
+    s.green = upstream.rgb[3 * pixel + 1];
+    s.blue = upstream.rgb[3 * pixel + 2];
+  }
+  s.alpha = upstream.alpha ? upstream.alpha[pixel] : 0.0f;
+  s.depth = upstream.depth ? upstream.depth[pixel] : 0.0f;
+  return s;
+}
+
+// The loss's slope along a Gaussian's colour, opacity 1 and depth.
+__device__ inline float along(const PixelSlope &s, float red, float green, float blue, float depth) {
+  return fma(s.red, red, fma(s.green, green, fma(s.blue, blue, fma(s.depth, depth, s.alpha))));
+}
+
+__device__ inline float along_background(const PixelSlope &s, const RasterizeParams &params, int64_t camera) {
+  if (!params.backgrounds)
+    return 0.0f;
+  const float *background = params.backgrounds + 3 * camera;
+  return s.red * background[0] + s.green * background[1] + s.blue * background[2];
+}
+
+// Adds what one pixel gives to a tile entry's gradient.
+__device__ inline void add_entry_gradient(const Falloff<float> &f, float unclamped, float weight,
+                                          float v_log_alpha, const PixelSlope &s,
+                                          float (&values)[kEntryGradients]) {
+  const float w = unclamped <= float(kAlphaMax) ? v_log_alpha : 0.0f; // no gradient through the clamp
+  const float w1 = w * f.u1, w2 = w * f.u2;
+  values[0] += w;
+  values[1] += w1;
+  values[2] += w2;
+  values[3] = fma(w1, f.u1, values[3]);
+  values[4] = fma(w1, f.u2, values[4]);
+  values[5] = fma(w2, f.u2, values[5]);
+  values[6] = fma(weight, s.red, values[6]);
+  values[7] = fma(weight, s.green, values[7]);
+  values[8] = fma(weight, s.blue, values[8]);
+  values[9] = fma(weight, s.depth, values[9]);
+}
 
 // Sums of the ten values of two entries over a warp with 22 shuffles, where one value at a time takes 100: at
 // each step a lane hands half of its values to the partner that keeps them. Of the first entry the lanes 0 to
@@ -80,18 +127,17 @@ __device__ inline void step_back(const Splat &s, const Contribution &c, Backward
   add_entry_gradient(c.falloff, c.unclamped, g.weight, g.v_log_alpha, ray.slope, values);
 }
 
-template <int tile>
-__global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> / kTileThreads<tile>)
+__global__ void __launch_bounds__(kTileThreads, kVjpResidentThreads / kTileThreads)
     blend_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                      DeviceScratch scratch) {
   await_previous_kernels();
-  constexpr int threads = kTileThreads<tile>, warps = threads / kWarp;
+  constexpr int threads = kTileThreads, warps = threads / kWarp;
   const uint32_t list = blockIdx.x, camera = list / uint32_t(state.tiles),
                  within = list % uint32_t(state.tiles);
   if (state.counters->overflow)
     return;
   const uint32_t tiles_x = uint32_t(state.tiles_x);
-  const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
+  const int x0 = int(within % tiles_x) * kTile, y0 = int(within / tiles_x) * kTile;
   const int t = threadIdx.x, lane = t % kWarp, warp = t / kWarp;
   const int32_t count = int32_t(state.tile_count[list]);
   const int64_t begin = state.tile_begin[list];
@@ -101,7 +147,7 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> 
   uint32_t block[kPixels], blocks = 0;
   int32_t warp_stop = 0;
   for (int p = 0; p < kPixels; ++p) {
-    const TilePixel<tile> pixel = tile_pixel<tile>(params, camera, x0, y0, p);
+    const TilePixel pixel = tile_pixel(params, camera, x0, y0, p);
     rays[p] = {{}, 1.0f, 0.0f, 0};
     if (pixel.inside) {
       rays[p].slope = load_slope(upstream, pixel.index);
@@ -141,8 +187,7 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> 
     const int32_t first = first_of(end), m = end - first;
     __syncthreads(); // the last batch's sums have been read
     if (t < m)
-      splats[t] =
-          tile_splat<tile>(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
+      splats[t] = tile_splat(state.projected[camera * params.num_gaussians + next.gaussian], next, x0, y0);
     __syncthreads();
     if (first_of(first) + t < first && t < kBatch) // fetched while this batch is at work
       next = state.sorted[begin + first_of(first) + t];
@@ -191,7 +236,6 @@ __global__ void __launch_bounds__(kTileThreads<tile>, kVjpResidentThreads<tile> 
 }
 
 // The tiles' parts of the backgrounds' gradients: a warp is a tile.
-template <int tile>
 __global__ void __launch_bounds__(kWarp)
     background_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                           DeviceScratch scratch) {
@@ -200,10 +244,10 @@ __global__ void __launch_bounds__(kWarp)
                  within = list % uint32_t(state.tiles), tiles_x = uint32_t(state.tiles_x);
   if (state.counters->overflow)
     return;
-  const int x0 = int(within % tiles_x) * tile, y0 = int(within / tiles_x) * tile;
+  const int x0 = int(within % tiles_x) * kTile, y0 = int(within / tiles_x) * kTile;
   float v[3] = {};
-  for (int p = threadIdx.x; p < tile * tile; p += kWarp) {
-    const int x = x0 + p % tile, y = y0 + p / tile;
+  for (int p = threadIdx.x; p < kTile * kTile; p += kWarp) {
+    const int x = x0 + p % kTile, y = y0 + p / kTile;
     if (x >= params.width || y >= params.height)
       continue;
     const int64_t pixel = (camera * params.height + y) * params.width + x;
@@ -220,29 +264,13 @@ __global__ void __launch_bounds__(kWarp)
   }
 }
 
-void launch_background_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
-                           const DeviceState &state, const DeviceScratch &scratch, int tile,
-                           cudaStream_t stream) {
-  launch_early("rasterize background vjp", tile == 8 ? background_vjp_kernel<8> : background_vjp_kernel<16>,
-               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(kWarp), 0, stream, params, state,
-               upstream, scratch);
-}
-
 } // namespace
 
-int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
-                                     int64_t max_entries) {
+int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, int64_t max_entries) {
   int64_t bytes, zeroed_bytes;
-  const DeviceState state = carve_state(params, plan, nullptr, bytes, zeroed_bytes);
+  const DeviceState state = carve_state(params, nullptr, bytes, zeroed_bytes);
   carve_scratch(params, state.tiles, max_entries, nullptr, bytes);
   return bytes;
-}
-
-void launch_blend_vjp(const RasterizeParams &params, const RasterizeUpstream &upstream,
-                      const DeviceState &state, const DeviceScratch &scratch, int tile, cudaStream_t stream) {
-  launch_early("rasterize blend vjp", tile == 8 ? blend_vjp_kernel<8> : blend_vjp_kernel<16>,
-               dim3(uint32_t(params.num_cameras * state.tiles)), dim3(uint32_t(tile * tile / kPixels)), 0,
-               stream, params, state, upstream, scratch);
 }
 
 void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstream &upstream,
@@ -252,12 +280,12 @@ void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstr
   int64_t bytes;
   const DeviceScratch scratch = carve_scratch(params, state.tiles, memory.max_entries, scratch_memory, bytes);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  if (memory.plan.buckets)
-    launch_bucket_vjp(params, upstream, state, scratch, memory.plan.tile, on);
-  else
-    launch_blend_vjp(params, upstream, state, scratch, memory.plan.tile, on);
+  const dim3 tiles(uint32_t(params.num_cameras * state.tiles));
+  launch_early("rasterize blend vjp", blend_vjp_kernel, tiles, dim3(kTileThreads), 0, on, params, state,
+               upstream, scratch);
   if (gradients.backgrounds)
-    launch_background_vjp(params, upstream, state, scratch, memory.plan.tile, on);
+    launch_early("rasterize background vjp", background_vjp_kernel, tiles, dim3(kWarp), 0, on, params, state,
+                 upstream, scratch);
   launch_gaussians_vjp(params, upstream.penalties, gradients, state, scratch, on);
 }
 

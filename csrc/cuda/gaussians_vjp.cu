@@ -14,7 +14,7 @@ constexpr uint32_t kFew = 32;    // slots that a thread sums alone; more are the
 constexpr int kShapeValues = 13; // v_mean, v_root, v_opacity
 
 struct EntrySum {
-  double values[kEntryGradients]; // as add_entry_gradient (blend_vjp.cuh) orders them
+  double values[kEntryGradients]; // as add_entry_gradient (blend_vjp.cu) orders them
 };
 
 __device__ inline void add_slots(const DeviceEntryGradient *partial, uint32_t first, uint32_t step,

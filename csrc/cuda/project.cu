@@ -28,10 +28,10 @@ __device__ inline uint32_t warp_inclusive_sum(uint32_t value) {
 // `rows` is how many rows of tiles the lane's own Gaussian has, of the image's that starts with tile
 // `first_tile`, `ellipses` the warp's. Calls visit(lane of the Gaussian, tile, mask, place), where the places
 // count the warp's tiles, Gaussian by Gaussian and row by row; without `places` they are all 0.
-template <int tile, bool places, class Visit>
+template <bool places, class Visit>
 __device__ void visit_rows(const RasterizeParams &params, const DeviceState &state, uint32_t rows,
                            uint32_t first_tile, const Ellipse *ellipses, const Visit &visit) {
-  constexpr int strips = tile / kBlockHeight, blocks = tile / kBlockWidth;
+  constexpr int strips = kTile / kBlockHeight, blocks = kTile / kBlockWidth;
   const int lane = threadIdx.x % kWarp, strip = lane % strips, begin = lane - strip;
   const uint32_t upto = warp_inclusive_sum(rows), total = __shfl_sync(kAllLanes, upto, kWarp - 1);
   uint32_t before = 0;
@@ -48,8 +48,8 @@ __device__ void visit_rows(const RasterizeParams &params, const DeviceState &sta
     if (row < total) {
       const Ellipse e = ellipses[owner];
       const Range all = rows_of(e, int32_t(params.height));
-      tile_y = all.first / tile + int32_t(within);
-      touched = blocks_of<kBlockWidth, kBlockHeight>(e, all, tile_y * tile + strip * kBlockHeight,
+      tile_y = all.first / kTile + int32_t(within);
+      touched = blocks_of<kBlockWidth, kBlockHeight>(e, all, tile_y * kTile + strip * kBlockHeight,
                                                      int32_t(params.width));
     }
     int32_t first = is_empty(touched) ? INT32_MAX : touched.first / blocks, last = touched.last / blocks;
@@ -96,9 +96,9 @@ __device__ void visit_rows(const RasterizeParams &params, const DeviceState &sta
 }
 
 // How many rows of tiles an ellipse meets.
-template <int tile> __device__ uint32_t tile_rows(const Ellipse &e, int64_t height) {
+__device__ inline uint32_t tile_rows(const Ellipse &e, int64_t height) {
   const Range rows = rows_of(e, int32_t(height));
-  return is_empty(rows) ? 0 : uint32_t(rows.last / tile - rows.first / tile + 1);
+  return is_empty(rows) ? 0 : uint32_t(rows.last / kTile - rows.first / kTile + 1);
 }
 
 // Projects one Gaussian for one camera; returns its radius in pixels, or 0 where it cannot be drawn.
@@ -140,7 +140,7 @@ __device__ int32_t project_one(const RasterizeParams &params, int64_t c, int64_t
   return screen_radius(f);
 }
 
-template <int tile, int sh_degree>
+template <int sh_degree>
 __global__ void __launch_bounds__(kProjectThreads)
     project_kernel(RasterizeParams params, DeviceState state, int32_t *radii) {
   await_previous_kernels();
@@ -160,16 +160,16 @@ __global__ void __launch_bounds__(kProjectThreads)
     if (radius) {
       state.projected[index] = projected;
       state.ellipses[index] = ellipses[t] = outline;
-      rows = tile_rows<tile>(outline, params.height);
+      rows = tile_rows(outline, params.height);
       first_tile = uint32_t(c * state.tiles);
     }
   }
   __syncwarp();
-  visit_rows<tile, false>(params, state, rows, first_tile, ellipses + warp_begin,
-                          [&](int owner, uint32_t list, uint32_t, uint32_t) {
-                            atomicAdd(state.tile_count + list, 1u);
-                            atomicAdd(hits + warp_begin + owner, 1u);
-                          });
+  visit_rows<false>(params, state, rows, first_tile, ellipses + warp_begin,
+                    [&](int owner, uint32_t list, uint32_t, uint32_t) {
+                      atomicAdd(state.tile_count + list, 1u);
+                      atomicAdd(hits + warp_begin + owner, 1u);
+                    });
   __syncwarp();
   const uint32_t own = hits[t], upto = warp_inclusive_sum(own);
   unsigned long long base = 0;
@@ -193,38 +193,30 @@ __global__ void __launch_bounds__(kClearThreads) clear_kernel(uint4 *memory, int
 
 // Gives every tile its place among the entries.
 __global__ void __launch_bounds__(kRangeThreads)
-    range_kernel(DeviceState state, int64_t tiles, bool wants_buckets, uint64_t *needed) {
+    range_kernel(DeviceState state, int64_t tiles, uint64_t *needed) {
   await_previous_kernels();
   const int64_t index = int64_t(blockIdx.x) * kRangeThreads + threadIdx.x;
   const int lane = threadIdx.x % kWarp;
   const uint32_t count = index < tiles ? state.tile_count[index] : 0;
   const uint32_t upto = warp_inclusive_sum(count);
-  const uint32_t buckets = (count + kWarp - 1) / kWarp, buckets_upto = warp_inclusive_sum(buckets);
   uint32_t longest = count;
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const uint32_t other = __shfl_xor_sync(kAllLanes, longest, step);
     longest = longest > other ? longest : other;
   }
   unsigned long long base = 0;
-  uint32_t bucket_base = 0;
   if (lane == kWarp - 1 && upto) {
     base = atomicAdd(&state.counters->placed, (unsigned long long)(upto));
-    bucket_base = atomicAdd(&state.counters->buckets, buckets_upto);
     atomicMax(&state.counters->longest, longest);
   }
   base = __shfl_sync(kAllLanes, base, kWarp - 1);
-  bucket_base = __shfl_sync(kAllLanes, bucket_base, kWarp - 1);
-  if (index < tiles) {
+  if (index < tiles)
     state.tile_begin[index] = uint32_t(base) + upto - count;
-    if (wants_buckets)
-      state.bucket_begin[index] = bucket_base + buckets_upto - buckets;
-  }
   if (index == 0)
     *needed = state.counters->needed;
 }
 
 // A warp has few Gaussians, so that many warps wait together for what the atomic additions return.
-template <int tile>
 __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParams params, DeviceState state) {
   await_previous_kernels();
   const int lane = threadIdx.x % kWarp;
@@ -239,7 +231,7 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
   uint32_t rows = 0, first_tile = 0, gaussian = 0, depth_bits = 0;
   if (lane < kScattered && index < views && state.num_slots[index]) {
     const int64_t c = index / params.num_gaussians;
-    rows = tile_rows<tile>(state.ellipses[index], params.height);
+    rows = tile_rows(state.ellipses[index], params.height);
     first_tile = uint32_t(c * state.tiles);
     gaussian = uint32_t(index - c * params.num_gaussians);
     depth_bits = __float_as_uint(state.projected[index].depth);
@@ -250,57 +242,44 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
   uint2 *const of_warp = keys + threadIdx.x / kWarp * kWarp;
   of_warp[lane] = make_uint2(depth_bits, gaussian);
   __syncwarp();
-  visit_rows<tile, true>(params, state, rows, first_tile, state.ellipses + first,
-                         [&](int owner, uint32_t list, uint32_t mask, uint32_t place) {
-                           const uint32_t at =
-                               state.tile_begin[list] + atomicAdd(state.tile_cursor + list, 1u);
-                           state.entries[at] = {of_warp[owner].x, of_warp[owner].y, first_slot + place, mask};
-                         });
+  visit_rows<true>(params, state, rows, first_tile, state.ellipses + first,
+                   [&](int owner, uint32_t list, uint32_t mask, uint32_t place) {
+                     const uint32_t at = state.tile_begin[list] + atomicAdd(state.tile_cursor + list, 1u);
+                     state.entries[at] = {of_warp[owner].x, of_warp[owner].y, first_slot + place, mask};
+                   });
 }
 
-template <int tile, class... Arguments>
+template <class... Arguments>
 void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
   const auto run = [&](auto kernel) {
     launch_early("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
   };
   switch (sh_degree) {
   case 0:
-    return run(project_kernel<tile, 0>);
+    return run(project_kernel<0>);
   case 1:
-    return run(project_kernel<tile, 1>);
+    return run(project_kernel<1>);
   case 2:
-    return run(project_kernel<tile, 2>);
+    return run(project_kernel<2>);
   case 3:
-    return run(project_kernel<tile, 3>);
+    return run(project_kernel<3>);
   default:
-    return run(project_kernel<tile, -1>);
+    return run(project_kernel<-1>);
   }
 }
 
 } // namespace
 
-// By the sizes alone, so that a run repeats and a CUDA graph stays valid. From counts and a model of time,
-// not from measurements: benchmarks/rasterizer_plans.py. Where pixels are too few to fill the device, a pass
-// takes as long as its longest list, and a thread a Gaussian is sooner through its tile's pixels than one a
-// pixel through its tile's Gaussians. Else the work decides, and large tiles share sorting and loading.
-RasterizePlan rasterize_plan_cuda(const RasterizeParams &params) {
-  const int64_t pixels = params.width * params.height;
-  const bool few_pixels = params.num_cameras * pixels <= 1 << 18;
-  const bool long_lists = pixels <= 64 * params.num_gaussians; // a Gaussian for every small tile
-  return few_pixels && long_lists ? RasterizePlan{8, true} : RasterizePlan{16, false};
-}
-
-int64_t rasterize_state_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan) {
+int64_t rasterize_state_bytes_cuda(const RasterizeParams &params) {
   int64_t bytes, zeroed_bytes;
-  carve_state(params, plan, nullptr, bytes, zeroed_bytes);
+  carve_state(params, nullptr, bytes, zeroed_bytes);
   return bytes;
 }
 
-int64_t rasterize_entries_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
-                                     int64_t max_entries) {
-  int64_t bytes, zeroed_bytes;
-  DeviceState state = carve_state(params, plan, nullptr, bytes, zeroed_bytes);
-  carve_entries(params, plan, max_entries, nullptr, state, bytes);
+int64_t rasterize_entries_bytes_cuda(int64_t max_entries) {
+  int64_t bytes;
+  DeviceState state = {};
+  carve_entries(max_entries, nullptr, state, bytes);
   return bytes;
 }
 
@@ -308,26 +287,22 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
                             const RasterizeMemory &memory, void *stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   int64_t bytes, zeroed_bytes;
-  const DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
+  const DeviceState state = carve_state(params, memory.state, bytes, zeroed_bytes);
   const int64_t quads = zeroed_bytes / int64_t(sizeof(uint4));
   launch_early("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
                dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
-  if (memory.plan.tile == 8)
-    launch_project<8>(params.sh_degree, grid, on, params, state, radii);
-  else
-    launch_project<16>(params.sh_degree, grid, on, params, state, radii);
+  launch_project(params.sh_degree, grid, on, params, state, radii);
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
   launch_early("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
-               dim3(kRangeThreads), 0, on, state, tiles, memory.plan.buckets, needed);
+               dim3(kRangeThreads), 0, on, state, tiles, needed);
 }
 
-void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream) {
+void launch_scatter(const RasterizeParams &params, const DeviceState &state, cudaStream_t stream) {
   const int64_t per_block = kProjectThreads / kWarp * kScattered;
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, per_block)));
-  launch_early("rasterize scatter", tile == 8 ? scatter_kernel<8> : scatter_kernel<16>, grid,
-               dim3(kProjectThreads), 0, stream, params, state);
+  launch_early("rasterize scatter", scatter_kernel, grid, dim3(kProjectThreads), 0, stream, params, state);
 }
 
 } // namespace ddpo3d_fast

@@ -9,6 +9,7 @@
 
 namespace ddpo3d_fast {
 
+constexpr int kTile = 16;                        // px, the side of a tile
 constexpr int kBlockWidth = 8, kBlockHeight = 4; // px: a warp's pixels; an entry has a bit for each block
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -40,7 +41,6 @@ struct DeviceCounters {
   uint32_t longest;          // list of a tile
   unsigned long long needed; // entries of all tiles
   unsigned long long placed; // entries of the tiles that have their place already
-  uint32_t buckets;          // of all tiles
 };
 
 struct DeviceState {
@@ -58,11 +58,6 @@ struct DeviceState {
   int32_t *stop;             // [C · H · W] entries of the tile's list before blending stopped
   DeviceEntry *entries;      // [max_entries] as they came
   DeviceEntry *sorted;       // [max_entries] a tile's front to back
-  // For a backward pass with buckets, of kWarp entries of a tile's list:
-  uint32_t *bucket_begin; // [C · tiles] a tile's first bucket
-  uint32_t *bucket_tile;  // [max_buckets] whose list it is of
-  float *behind; // [max_buckets, tile² pixels row by row, 5] Σ weight (red, green, blue, depth) of the
-                 // bucket and all behind it, no background; transmittance before the bucket
 };
 
 // Hands out aligned pieces of a block of memory; with a null block it only counts.
@@ -85,11 +80,11 @@ private:
 
 inline int64_t blocks_for(int64_t count, int64_t per_block) { return (count + per_block - 1) / per_block; }
 
-inline DeviceState carve_state(const RasterizeParams &params, const RasterizePlan &plan, void *block,
-                               int64_t &bytes, int64_t &zeroed_bytes) {
+inline DeviceState carve_state(const RasterizeParams &params, void *block, int64_t &bytes,
+                               int64_t &zeroed_bytes) {
   DeviceState s = {};
-  s.tiles_x = blocks_for(params.width, plan.tile);
-  s.tiles = s.tiles_x * blocks_for(params.height, plan.tile);
+  s.tiles_x = blocks_for(params.width, kTile);
+  s.tiles = s.tiles_x * blocks_for(params.height, kTile);
   const int64_t tiles = params.num_cameras * s.tiles, views = params.num_cameras * params.num_gaussians;
   const int64_t pixels = params.num_cameras * params.width * params.height;
   Carver carver(block);
@@ -104,34 +99,22 @@ inline DeviceState carve_state(const RasterizeParams &params, const RasterizePla
   s.num_slots = carver.take<uint32_t>(views);
   s.transmittance = carver.take<float>(pixels);
   s.stop = carver.take<int32_t>(pixels);
-  s.bucket_begin = carver.take<uint32_t>(plan.buckets ? tiles : 0);
   bytes = carver.bytes();
   return s;
 }
 
-constexpr int kBehind = 5; // floats a pixel and bucket
-
-// Every list but the shortest wastes part of a bucket.
-inline int64_t max_buckets(const RasterizeParams &params, const DeviceState &state, int64_t max_entries) {
-  return max_entries / kWarp + params.num_cameras * state.tiles;
-}
-
-inline void carve_entries(const RasterizeParams &params, const RasterizePlan &plan, int64_t max_entries,
-                          void *block, DeviceState &state, int64_t &bytes) {
+inline void carve_entries(int64_t max_entries, void *block, DeviceState &state, int64_t &bytes) {
   Carver carver(block);
-  const int64_t buckets = plan.buckets ? max_buckets(params, state, max_entries) : 0;
   state.max_entries = max_entries;
   state.entries = carver.take<DeviceEntry>(max_entries);
   state.sorted = carver.take<DeviceEntry>(max_entries);
-  state.bucket_tile = carver.take<uint32_t>(buckets);
-  state.behind = carver.take<float>(buckets * plan.tile * plan.tile * kBehind);
   bytes = carver.bytes();
 }
 
 inline DeviceState device_state(const RasterizeParams &params, const RasterizeMemory &memory) {
   int64_t bytes, zeroed_bytes;
-  DeviceState state = carve_state(params, memory.plan, memory.state, bytes, zeroed_bytes);
-  carve_entries(params, memory.plan, memory.max_entries, memory.entries, state, bytes);
+  DeviceState state = carve_state(params, memory.state, bytes, zeroed_bytes);
+  carve_entries(memory.max_entries, memory.entries, state, bytes);
   return state;
 }
 
@@ -143,10 +126,9 @@ struct alignas(16) TileSplat {
   uint32_t mask, slot;
 };
 
-template <int tile>
 __device__ inline TileSplat tile_splat(const DeviceGaussian &g, const DeviceEntry &entry, int x0, int y0) {
   // In double precision: a needle's whitened offset is the small difference of large products.
-  const double dx = x0 + 0.5 * tile - g.x, dy = y0 + 0.5 * tile - g.y;
+  const double dx = x0 + 0.5 * kTile - g.x, dy = y0 + 0.5 * kTile - g.y;
   return {g.w11,
           g.w12,
           g.w22,
@@ -169,10 +151,9 @@ __device__ inline Splat splat_of(const TileSplat &s) {
 // pixel's arithmetic fills the other's waits. A warp has two blocks, 8 x 8 pixels, pairs of blocks row by
 // row.
 constexpr int kPixels = 2;
+constexpr int kTileThreads = kTile * kTile / kPixels;
 
-template <int tile> constexpr int kTileThreads = tile * tile / kPixels;
-
-template <int tile> struct TilePixel {
+struct TilePixel {
   int x, y;             // in the image
   float from_x, from_y; // its centre from the tile's centre
   bool inside;          // the image
@@ -180,18 +161,17 @@ template <int tile> struct TilePixel {
   uint32_t block;       // its block's bit in a mask
 };
 
-template <int tile>
-__device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int64_t camera, int x0, int y0,
-                                             int which) {
-  constexpr int per_row = tile / kBlockWidth;
+__device__ inline TilePixel tile_pixel(const RasterizeParams &params, int64_t camera, int x0, int y0,
+                                       int which) {
+  constexpr int per_row = kTile / kBlockWidth;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int column = warp % per_row, row = warp / per_row * kPixels + which;
   const int x = column * kBlockWidth + lane % kBlockWidth, y = row * kBlockHeight + lane / kBlockWidth;
-  TilePixel<tile> p;
+  TilePixel p;
   p.x = x0 + x;
   p.y = y0 + y;
-  p.from_x = x + 0.5f - 0.5f * tile;
-  p.from_y = y + 0.5f - 0.5f * tile;
+  p.from_x = x + 0.5f - 0.5f * kTile;
+  p.from_y = y + 0.5f - 0.5f * kTile;
   p.inside = p.x < params.width && p.y < params.height;
   p.index = (camera * params.height + p.y) * params.width + p.x;
   p.block = 1u << (row * per_row + column);
@@ -199,6 +179,6 @@ __device__ inline TilePixel<tile> tile_pixel(const RasterizeParams &params, int6
 }
 
 // The lists, unsorted; blend.cu calls it (project.cu).
-void launch_scatter(const RasterizeParams &params, const DeviceState &state, int tile, cudaStream_t stream);
+void launch_scatter(const RasterizeParams &params, const DeviceState &state, cudaStream_t stream);
 
 } // namespace ddpo3d_fast

@@ -10,8 +10,8 @@ namespace ddpo3d_fast {
 DDPO3D_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
 DDPO3D_HD float fnma(float a, float b, float c) { return ::fmaf(-a, b, c); } // c - a b
 
-// On a GPU one instruction, accurate to 1 unit in the last place, and a step of Newton's. Without that a ray's
-// transmittance, which is divided by 1 - alpha once an entry, drifts by 1e-5 in 2,600 entries (H200).
+// On a GPU one instruction, accurate to 1 unit in the last place, and a step of Newton's. Without that a
+// ray's transmittance, which is divided by 1 - alpha once an entry, drifts by 1e-5 in 2,600 entries (H200).
 DDPO3D_HD float reciprocal(float a) {
 #ifdef __CUDA_ARCH__
   float result;

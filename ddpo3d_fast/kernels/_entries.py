@@ -54,8 +54,7 @@ class TileCapacity:
     `skip`, leaves the step undone; `grow` then makes the step repeatable. On the CPU it has no effect.
 
     Args:
-        entries: pairs to make room for, 32 bytes each, 72 where the backward pass has a thread for each
-            Gaussian (and there 1280 more for each tile).
+        entries: pairs to make room for, 32 bytes each, and in the backward pass 48 more.
     """
 
     def __init__(self, entries: int = 1 << 16) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -183,35 +181,10 @@ def rasterize_forward(
     return out, RasterizeState(params, native, inputs, (cameras, height, width))
 
 
-_plan: tuple[int | None, bool | None] = (None, None)  # tile, buckets; None: the rule's
-
-
-@contextmanager
-def cuda_plan(tile: int | None = None, buckets: bool | None = None) -> Iterator[None]:
-    """Within it the CUDA rasterizer works as told, whatever its rule would take; None leaves it to the rule.
-
-    For tests and benchmarks, on one thread. A backward pass has the plan of its forward pass.
-
-    Args:
-        tile: side of a tile, 8 or 16 pixels.
-        buckets: True: the backward pass has a thread for each Gaussian of a tile; False: for each pixel.
-    """
-    if tile not in (None, 8, 16):
-        raise ValueError(f"tile: expected 8 or 16, got {tile}")
-    global _plan
-    before, _plan = _plan, (tile, buckets)
-    try:
-        yield
-    finally:
-        _plan = before
-
-
 def _forward_cuda(
     library: Any, params: Any, out: Rasterization, limit: int, capacity: TileCapacity | None
 ) -> CudaPass:
     device = out.rgb.device
-    rule, (tile, buckets) = library.rasterize_plan_cuda(params), _plan
-    plan = library.RasterizePlan(tile or rule.tile, rule.buckets if buckets is None else buckets)
 
     def device_bytes(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.uint8, device=device)
@@ -220,11 +193,10 @@ def _forward_cuda(
         needed = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")
     else:
         needed = capacity.reported_by(device)
-    state = device_bytes(library.rasterize_state_bytes_cuda(params, plan))
+    state = device_bytes(library.rasterize_state_bytes_cuda(params))
 
     def memory(entries: Tensor | None, max_entries: int) -> Any:
         return library.RasterizeMemory(
-            plan=plan,
             state=address(state),
             entries=address(entries),
             max_entries=max_entries,
@@ -239,11 +211,11 @@ def _forward_cuda(
             _backend.wait(device)
             max_entries = int(needed)
             if max_entries > limit:
-                size = library.rasterize_entries_bytes_cuda(params, plan, max_entries)
+                size = library.rasterize_entries_bytes_cuda(max_entries)
                 raise TooManyEntries(max_entries, limit, size)
         else:
             max_entries = capacity.entries
-        entries = device_bytes(library.rasterize_entries_bytes_cuda(params, plan, max_entries))
+        entries = device_bytes(library.rasterize_entries_bytes_cuda(max_entries))
         blended = memory(entries, max_entries)
         library.rasterize_blend_cuda(
             params,
@@ -253,7 +225,7 @@ def _forward_cuda(
             depth=address(out.depth),
             stream=stream,
         )
-    scratch_bytes = library.rasterize_scratch_bytes_cuda(params, plan, max_entries)
+    scratch_bytes = library.rasterize_scratch_bytes_cuda(params, max_entries)
     return CudaPass(blended, state, entries, scratch_bytes)
 
 
@@ -411,10 +383,10 @@ def rasterize(
         antialiased: scale opacities by √(det Σ / det Σ_dilated) (Mip-Splatting, Yu et al. 2024).
         means2d_offsets: pixels added to the projected means. Pass zeros that require a gradient, and after
             the backward pass their `.grad` is the screen-space gradient that densification asks for.
-        max_entries: how many pairs of a tile of 16 pixels a side (on CUDA 8 or 16) and a Gaussian that it may
-            touch all views together may make, up to 2^32 - 1. A pair takes up to 28 bytes on the CPU and 32
-            (or 72, and 1280 for each small tile) on CUDA, and in the backward pass 40 or 48 more. None: 2^27,
-            which is 4 GB and 6 GB more. They are counted before that memory is taken.
+        max_entries: how many pairs of a tile of 16 pixels a side and a Gaussian that it may touch all views
+            together may make, up to 2^32 - 1. A pair takes up to 28 bytes on the CPU and 32 on CUDA, and in
+            the backward pass 40 or 48 more. None: 2^27, which is 4 GB and 6 GB more. They are counted before
+            that memory is taken.
 
     Returns:
         Rasterization: rgb [C, H, W, 3], alpha [C, H, W], depth [C, H, W], radii [C, N] int32.

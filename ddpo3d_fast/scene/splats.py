@@ -32,8 +32,8 @@ class Splats:
     def _place(self, gaussians: Gaussians, rows: int = 0) -> None:
         self.gaussians = gaussians
         if self.densifies:
-            # Graphs know the memory, which must not change with each round; nor by a resume, as a GPU's
-            # rasterizer takes its plan, and with it the order of its sums, by the memory's rows.
+            # Graphs know the memory, which must not change with each round; nor by a resume, since sums over
+            # the memory's rows might then have another order.
             gaussians.reserve(rows)
         self.screen = ScreenGradients(gaussians.rows, gaussians.device)
 

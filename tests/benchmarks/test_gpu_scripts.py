@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ddpo3d_fast import kernels
+from ddpo3d_fast.kernels import _backend
 
 ROOT = Path(__file__).parents[2]
 Load = Callable[[str], ModuleType]
@@ -29,7 +30,7 @@ def same_handler() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-# ---- One scene, four plans
+# ---- One scene
 
 
 @pytest.fixture
@@ -39,12 +40,11 @@ def first(load_benchmark: Load, emulated: ModuleType, monkeypatch: pytest.Monkey
     return module
 
 
-@pytest.mark.parametrize("plan", ["8", "16b"])
-def test_a_plan_is_compared_with_the_cpu_and_timed(first: ModuleType, tmp_path: Path, plan: str) -> None:
-    path = tmp_path / "plan.json"
-    assert first.try_plan(plan, path) == 0
+def test_a_scene_is_compared_with_the_cpu_and_timed(first: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "scene.json"
+    assert first.try_scene(path) == 0
     found = json.loads(path.read_text())
-    assert found["plan"] == plan
+    assert found["scene"] == "60/24/2"
     assert {"rgb", "alpha", "depth", "radii"} == set(found["forward"])
     assert {"means", "viewmats", "means2d"} < set(found["backward"])
     assert max(*found["forward"].values(), *found["backward"].values()) <= 1e-4
@@ -52,7 +52,7 @@ def test_a_plan_is_compared_with_the_cpu_and_timed(first: ModuleType, tmp_path: 
     assert {"forward", "backward", "step"} == set(found["us"])
 
 
-def test_a_plan_that_computes_something_else_fails_with_its_errors_written(
+def test_a_device_that_computes_something_else_fails_with_its_errors_written(
     first: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, calls = kernels.rasterize_forward, []
@@ -63,13 +63,13 @@ def test_a_plan_that_computes_something_else_fails_with_its_errors_written(
         return (out if len(calls) == 1 else out._replace(alpha=1.01 * out.alpha)), state
 
     monkeypatch.setattr(kernels, "rasterize_forward", spoilt)
-    assert first.try_plan("8", tmp_path / "plan.json") == 1
-    errors = json.loads((tmp_path / "plan.json").read_text())["forward"]
+    assert first.try_scene(tmp_path / "scene.json") == 1
+    errors = json.loads((tmp_path / "scene.json").read_text())["forward"]
     assert errors["alpha"] == pytest.approx(0.01, rel=0.1)
     assert errors["rgb"] <= 1e-4
 
 
-def test_what_a_plan_had_found_is_written_when_it_crashes(
+def test_what_had_been_found_is_written_when_it_crashes(
     first: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(*_: Any) -> Any:
@@ -78,14 +78,14 @@ def test_what_a_plan_had_found_is_written_when_it_crashes(
     monkeypatch.setattr(load := sys.modules["rasterizer_cuda"], "OurPair", fault)
     assert load.OurPair is fault
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        first.try_plan("8", tmp_path / "plan.json")
-    assert {"forward", "backward"} < set(json.loads((tmp_path / "plan.json").read_text()))
+        first.try_scene(tmp_path / "scene.json")
+    assert {"forward", "backward"} < set(json.loads((tmp_path / "scene.json").read_text()))
 
 
 # ---- What the tools watch
 
 
-def test_the_small_scenes_go_through_every_plan(
+def test_the_small_scenes_go_through_every_kernel(
     load_benchmark: Load,
     emulated: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,10 +93,9 @@ def test_the_small_scenes_go_through_every_plan(
 ) -> None:
     from kernels import diffusion_cases
 
-    from ddpo3d_fast.kernels import rasterizer
-
-    plan, plans, others = rasterizer.cuda_plan, [], []
-    monkeypatch.setattr(rasterizer, "cuda_plan", lambda *words: plans.append(words) or plan(*words))
+    others: list[str] = []
+    simt = _backend.backend(torch.device("cpu"))
+    simt.reset_counters()
     monkeypatch.setattr(diffusion_cases, "run_diffusion", lambda case, device: others.append(device))
     monkeypatch.setattr(diffusion_cases, "run_adam", others.append)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
@@ -104,7 +103,9 @@ def test_the_small_scenes_go_through_every_plan(
     loop = load_benchmark("gpu_loop")
     loop.small_scenes()
     assert capsys.readouterr().out == "clean\n"
-    assert set(plans) == {(tile, buckets) for tile in (8, 16) for buckets in (False, True)}
+    stages = ["clear", "project", "ranges", "scatter", "blend", "blend vjp", "background vjp"]
+    stages += ["gaussians vjp", "cameras vjp"]
+    assert set(simt.counters()["launches"]) == {f"rasterize {stage}" for stage in stages}
     assert others == ["cuda"] * (len(diffusion_cases.CASES) + 1)
 
 
@@ -159,7 +160,7 @@ def nothing_runs(load_benchmark: Load, monkeypatch: pytest.MonkeyPatch, tmp_path
     return commands
 
 
-FIRST = ["machine", "build", "plan 8", "plan 8b", "plan 16", "plan 16b", "kernel tests", "rasterizer"]
+FIRST = ["machine", "build", "scene", "kernel tests", "rasterizer"]
 FIGURES = ["loop", "other tests", "diffusion", "profile", "rasterizer"]
 SANITIZERS = ["memcheck", "racecheck", "synccheck", "initcheck"]
 ORDER = {

@@ -337,7 +337,7 @@ def test_what_a_process_has_found_is_kept_where_it_does_not_end_well(
         print("forward", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
     """
-    script, line = program(root, "script.py", code), stage(suite, "plan 8")
+    script, line = program(root, "script.py", code), stage(suite, "scene")
     assert suite.reporting(line, 60, [sys.executable, script]).status == "failed"
     assert (line.figures, line.detail) == ({"forward": 1}, "forward")
     script.write_text("print('nothing')")

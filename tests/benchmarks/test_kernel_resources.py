@@ -15,14 +15,13 @@ KERNELS = {
     "scatter_kernel",
     "blend_kernel",
     "blend_vjp_kernel",
-    "bucket_vjp_kernel",
 }
 KERNELS |= {"gaussians_vjp_kernel", "cameras_vjp_kernel", "background_vjp_kernel", "adam_kernel"}
 KERNELS |= {"philox_normal_kernel", "add_noise_kernel", "denoise_action_kernel", "score_residual_kernel"}
 KERNELS |= {"mixed_residual_kernel", "log_prob_kernel"}
 # What loads and stores 128 bits at a time; of the diffusion kernels <true> does, for aligned addresses.
-WIDE_LOADS = ("adam", "blend", "blend_vjp", "bucket_vjp", "scatter", "gaussians_vjp")
-WIDE_STORES = ("adam", "blend", "blend_vjp", "bucket_vjp", "scatter", "project")
+WIDE_LOADS = ("adam", "blend", "blend_vjp", "scatter", "gaussians_vjp")
+WIDE_STORES = ("adam", "blend", "blend_vjp", "scatter", "project")
 DIFFUSION = ("add_noise", "denoise_action", "score_residual", "mixed_residual")
 TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "kernel-resources.json"
 

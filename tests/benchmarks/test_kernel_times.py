@@ -22,8 +22,10 @@ def events_of(replays: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 0, "dur": 1}]
     for replay in range(replays):
         start = 100.0 * replay
-        blend = "void ddpo3d_fast::(anonymous namespace)::blend_kernel<(int)16, (bool)0>(RasterizeParams)"
-        found.append({"cat": "kernel", "name": blend, "ts": start + 8, "dur": 30.0 + replay})
+        name = (
+            "void ddpo3d_fast::(anonymous namespace)::gaussians_vjp_kernel<(int)-1, (bool)0>(RasterizeParams)"
+        )
+        found.append({"cat": "kernel", "name": name, "ts": start + 8, "dur": 30.0 + replay})
         found.append({"cat": "gpu_memset", "name": "Memset (Device)", "ts": start, "dur": 10.0})
     return found
 
@@ -32,7 +34,7 @@ def test_kernels_stand_in_the_order_of_a_replay_with_a_number_for_each(kernel_ti
     rows = kernel_times.kernel_rows(events_of(3), 3)
     assert rows == [
         {"name": "Memset (Device)", "us": [10.0] * 3, "alone_us": [10.0] * 3},
-        {"name": "blend_kernel<16, 0>", "us": [30.0, 31.0, 32.0], "alone_us": [28.0, 29.0, 30.0]},
+        {"name": "gaussians_vjp_kernel<-1, 0>", "us": [30.0, 31.0, 32.0], "alone_us": [28.0, 29.0, 30.0]},
     ]
 
 
@@ -54,7 +56,7 @@ def test_medians_are_over_all_rounds_and_a_problem_is_kept(kernel_times: ModuleT
     assert [row["us"] for row in found["kernels"]] == [10.0, 31.0]
     assert found["problems"] == ["RuntimeError: no CUPTI"]
     text = kernel_times.table("2k/128/1", {"this": found, "other": {"error": "no answer"}})
-    assert "blend_kernel<16, 0>" in text
+    assert "gaussians_vjp_kernel<-1, 0>" in text
     assert "other: no answer" in text
 
 

@@ -141,5 +141,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
     x, alphas = torch.zeros(2, 4, device="cuda"), torch.full((2,), 0.5)
     with pytest.raises(ValueError, match="alphas_cumprod: expected a tensor on cuda:0 as latents"):
         add_noise(x, alphas, 0, 0)
-    with pytest.raises(ValueError, match=r"groups\[0\].grad: expected a tensor on cuda:0 as groups\[0\].param"):
+    with pytest.raises(
+        ValueError, match=r"groups\[0\].grad: expected a tensor on cuda:0 as groups\[0\].param"
+    ):
         adam_groups([AdamGroup(x, torch.zeros(2, 4), x, x, 0.1)], 1)

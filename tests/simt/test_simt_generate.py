@@ -16,7 +16,6 @@ from torch import Tensor
 from ddpo3d_fast import config as settings
 from ddpo3d_fast import generate
 from ddpo3d_fast.kernels import TileCapacity, _backend
-from ddpo3d_fast.kernels.rasterizer import cuda_plan
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit, splats
 
@@ -102,7 +101,6 @@ def test_without_room_nobody_is_visible(simt: ModuleType, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("wishes", ["running", "user"])
-@cuda_plan(tile=8)  # for small and large views, so that these need more room
 def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     run: Run, wishes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

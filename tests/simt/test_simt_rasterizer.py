@@ -52,7 +52,6 @@ from kernels.test_rasterizer_no_opacity import (  # noqa: F401
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.kernels import _backend, _entries
-from ddpo3d_fast.kernels.rasterizer import cuda_plan
 
 from . import build
 
@@ -62,17 +61,8 @@ def simt() -> ModuleType:
     return build.load()
 
 
-@pytest.fixture(
-    params=[(8, False), (16, False), (8, True), (16, True)],
-    ids=["tile8-pixels", "tile16-pixels", "tile8-buckets", "tile16-buckets"],
-)
-def plan(request: pytest.FixtureRequest) -> tuple[int, bool]:
-    """Side of the tiles, and whether the backward pass works with buckets."""
-    return request.param
-
-
 @pytest.fixture(autouse=True)
-def emulated(simt: ModuleType, plan: tuple[int, bool], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def emulated(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """CPU tensors go through the emulated CUDA functions."""
     monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
     monkeypatch.setattr(_backend, "backend", lambda device: simt)
@@ -86,8 +76,7 @@ def emulated(simt: ModuleType, plan: tuple[int, bool], monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "empty", poisoned)
     simt.set_order(0, "in_order")
     simt.reset_counters()
-    with cuda_plan(*plan):
-        yield
+    yield
     simt.set_order(0, "in_order")
 
 
@@ -141,7 +130,7 @@ def test_a_list_longer_than_shared_memory_sorts_is_in_order(runs: int) -> None:
     assert max(found.values()) <= test_rasterizer.TOLERANCE, found
 
 
-def test_launches_of_a_step_and_no_wait_for_the_device(simt: ModuleType, plan: tuple[int, bool]) -> None:
+def test_launches_of_a_step_and_no_wait_for_the_device(simt: ModuleType) -> None:
     for cameras in (1, 4):
         scene = random_scene(41, cameras=cameras)
         simt.reset_counters()
@@ -154,7 +143,7 @@ def test_launches_of_a_step_and_no_wait_for_the_device(simt: ModuleType, plan: t
             "rasterize ranges",
             "rasterize scatter",
             "rasterize blend",
-            "rasterize bucket vjp" if plan[1] else "rasterize blend vjp",
+            "rasterize blend vjp",
             "rasterize gaussians vjp",
         ]
         waits = ("memsets", "synchronizations", "copies", "allocations")
@@ -189,8 +178,7 @@ def test_too_small_a_capacity_is_flagged_and_grows_to_fit() -> None:
 @pytest.mark.parametrize("name", test_rasterizer_limit.SCENES)
 def test_both_backends_count_the_same_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = test_rasterizer_limit.SCENES[name]
-    with cuda_plan(tile=16):
-        needed = test_rasterizer_limit.too_many(scene, 1).needed
+    needed = test_rasterizer_limit.too_many(scene, 1).needed
     monkeypatch.undo()
     assert test_rasterizer_limit.too_many(scene, 1).needed == needed
 
@@ -262,24 +250,19 @@ from simt import build
 from kernels.scenes import SCENES
 from ddpo3d_fast import kernels
 from ddpo3d_fast.kernels import _backend
-from ddpo3d_fast.kernels.rasterizer import cuda_plan
 module = build.load("sanitized")
 _backend.uses_cuda = lambda device, name="device": True
 _backend.backend = lambda device: module
 names = "plain one_pixel tall none needles far_out sh3 antialiased_sh giants layers"
 for scene in map(SCENES.get, names.split()):
-    for buckets in (False, True):
-        with cuda_plan(8 if scene.width > 40 else 16, buckets):
-            module.set_order(1, "interleaved")
-            out, state = kernels.rasterize_forward(**scene.arguments())
-            grads = kernels.rasterize_backward(state, *(torch.ones_like(image) for image in out[:3]))
-            assert grads.means.isfinite().all()
+    module.set_order(1, "interleaved")
+    out, state = kernels.rasterize_forward(**scene.arguments())
+    grads = kernels.rasterize_backward(state, *(torch.ones_like(image) for image in out[:3]))
+    assert grads.means.isfinite().all()
 print("clean")
 """
 
 
-def test_the_sanitizers_find_nothing(plan: tuple[int, bool]) -> None:
-    if plan != (8, False):
-        pytest.skip("one process tries all plans")
+def test_the_sanitizers_find_nothing() -> None:
     result = build.run_sanitized(SANITIZED)
     assert result.stdout.strip() == "clean", result.stderr[-3000:]

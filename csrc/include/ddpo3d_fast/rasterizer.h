@@ -91,25 +91,15 @@ void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstre
 
 // ---- CUDA. Nothing is allocated, copied to the host or waited for: the caller brings the memory.
 
-struct RasterizePlan { // how, not what: images and gradients are the same to rounding
-  int tile;            // px, the side of a tile: 8 or 16
-  bool buckets;        // backward with a thread a Gaussian, in buckets of 32 of a tile's list; else a pixel
-};
-
 struct RasterizeMemory {
-  RasterizePlan plan;
   void *state;         // [rasterize_state_bytes_cuda], kept for the backward pass
   void *entries;       // [rasterize_entries_bytes_cuda], kept for the backward pass
   int64_t max_entries; // Gaussian-tile pairs that `entries` has room for, below 2^32
 };
 
-// The plan that suits the images.
-RasterizePlan rasterize_plan_cuda(const RasterizeParams &params);
-int64_t rasterize_state_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan);
-int64_t rasterize_entries_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
-                                     int64_t max_entries);
-int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, const RasterizePlan &plan,
-                                     int64_t max_entries);
+int64_t rasterize_state_bytes_cuda(const RasterizeParams &params);
+int64_t rasterize_entries_bytes_cuda(int64_t max_entries);
+int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, int64_t max_entries);
 
 // The forward pass in two parts. The first projects and counts (`entries` is not touched) and writes how many
 // pairs are needed to `needed`, host memory that the device can write, which must outlive the launch and
