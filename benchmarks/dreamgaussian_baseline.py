@@ -30,14 +30,15 @@ from torch import Tensor, nn
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.arguments import generate_settings, to_config
-from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.generate import PRECISIONS, export
 from ddpo3d_fast.info import choose_device
-from ddpo3d_fast.priors import hub
 from ddpo3d_fast.priors.clip_text import encode_texts
+from ddpo3d_fast.priors.find import find_model
+from ddpo3d_fast.priors.folder import missing_part
 from ddpo3d_fast.priors.parts import load_network_part
 from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
@@ -49,6 +50,7 @@ from ddpo3d_fast.schedule import (
     sizes_at,
     timestep_at,
 )
+from ddpo3d_fast.settings import Config
 
 Leaves = dict[str, Tensor]  # the raw parameters of the Gaussians, which require gradients
 
@@ -82,7 +84,7 @@ def load_prior(
     Raises InputError for a folder that is no Stable Diffusion 1.x or 2.x.
     """
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    if missing := hub.missing_part(folder):
+    if missing := missing_part(folder):
         raise InputError(missing)
     if (folder / "text_encoder_2").is_dir():
         raise InputError(f"--model: expected Stable Diffusion 1.x or 2.x, for the baseline, got XL: {folder}")
@@ -239,7 +241,7 @@ def generate(config: Config, folder: Path) -> dict[str, Any]:
         device, _ = choose_device(config.device)
         model = config.distillation
         prior = load_prior(
-            hub.find_model(model.model, half=device.type == "cuda"),
+            find_model(model.model, half=device.type == "cuda"),
             config.prompt,
             config.negative_prompt,
             device,

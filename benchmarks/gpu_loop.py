@@ -63,7 +63,7 @@ from stages import ROOT, Outcome, Stage
 from ddpo3d_fast.files import write_text
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.config import Config
+    from ddpo3d_fast.settings import Config
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 RUNS = {"graphs": True, "graphs again": True, "launches": False}  # by name: with CUDA graphs?
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.kernels:
         kernels()
     elif options.loop:
-        from ddpo3d_fast.config import preset
+        from ddpo3d_fast.configure import preset
 
         return run_loop(dataclasses.replace(preset("draft", "a red mushroom"), device="cuda"), options.json)
     else:

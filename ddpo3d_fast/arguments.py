@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from ddpo3d_fast.config import Config, Preset, absolute_adapter, flag, preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.run import read_config
+from ddpo3d_fast.settings import Config, Preset, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
 _KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")

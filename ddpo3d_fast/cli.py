@@ -22,9 +22,9 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, suggesti
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
-    from ddpo3d_fast.config import Config
     from ddpo3d_fast.generate import Result
     from ddpo3d_fast.progress import Style
+    from ddpo3d_fast.settings import Config
 
 HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
 
@@ -147,7 +147,7 @@ def _run(words: list[str]) -> int:
 
 def _generate(words: list[str]) -> None:
     from ddpo3d_fast.arguments import generate_settings, to_config
-    from ddpo3d_fast.config import validate
+    from ddpo3d_fast.configure import validate
     from ddpo3d_fast.progress import Progress
     from ddpo3d_fast.run import RunFolder
 
@@ -253,7 +253,7 @@ def _list_engines(words: list[str]) -> None:
 
 def _build_engines(words: list[str]) -> None:
     from ddpo3d_fast.arguments import EnginesBuild, generate_settings, parse, to_config
-    from ddpo3d_fast.config import validate
+    from ddpo3d_fast.configure import validate
 
     parse(EnginesBuild, words)
     config = validate(to_config(generate_settings(["--prompt", "anything", *words])))

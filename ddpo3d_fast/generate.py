@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
-from ddpo3d_fast.config import Config, adapter, is_embedded, validate
+from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
@@ -25,7 +25,8 @@ from ddpo3d_fast.guidance import OBJECTIVES, ScoreDistillation, alpha_penalty, r
 from ddpo3d_fast.guidance.policy import RunningBaseline
 from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import get_num_threads
-from ddpo3d_fast.priors import Prior, load_prior
+from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
+from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import ASSET, PREVIEW, TURNTABLE, RunFolder
 from ddpo3d_fast.scene import (
@@ -48,6 +49,7 @@ from ddpo3d_fast.schedule import (
     timestep_at,
     timestep_range,
 )
+from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import recorded
 
 CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
@@ -76,13 +78,14 @@ def with_default_reward(config: Config) -> Config:
     files are at hand; else the weights of policy and guide become 0, and a FallbackWarning says so.
     """
     wishes, model = config.reward, config.distillation.model
-    if wishes.reward or not (wishes.policy_weight or wishes.guide_weight) or is_embedded(model):
+    judge = kind_of(model).reward
+    if wishes.reward or not (wishes.policy_weight or wishes.guide_weight) or not judge:
         return config
-    if not (Path(model).expanduser() / "model_index.json").is_file() or is_at_hand():
-        return dataclasses.replace(config, reward=dataclasses.replace(wishes, reward=("aesthetic",)))
+    if not (Path(model).expanduser() / "model_index.json").is_file() or is_at_hand(judge):
+        return dataclasses.replace(config, reward=dataclasses.replace(wishes, reward=(judge,)))
     warnings.warn(
-        f"--reward: none was named, and aesthetic's files are not on this machine: {model} runs without one, "
-        "by distillation alone (--reward aesthetic may download them, docs/rewards.md has others)",
+        f"--reward: none was named, and {judge}'s files are not on this machine: {model} runs without one, "
+        f"by distillation alone (--reward {judge} may download them, docs/rewards.md has others)",
         FallbackWarning,
         stacklevel=2,
     )
@@ -104,15 +107,17 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
     if rewards:
         parse_rewards(rewards)  # what is wrong with a name is told before a long load
     prior = load_prior(
-        model.model,
-        device,
-        dtype,
-        model.runtime,
-        model.codec or None,
-        [adapter(text) for text in model.lora],
-        model.interpolate_views,
-        calls_of(schedule, predictions(config)),
-        (config.prompt, config.negative_prompt),
+        PriorSettings(
+            model.model,
+            device,
+            dtype,
+            model.runtime,
+            codec=model.codec,
+            lora=[adapter(text) for text in model.lora],
+            interpolate_views=model.interpolate_views,
+            calls=calls_of(schedule, predictions(config)),
+            prompts=(config.prompt, config.negative_prompt),
+        )
     )
     prior.codec.prepare(decodes=wishes.policy_weight > 0)
     if not rewards:
@@ -151,7 +156,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     config = with_default_reward(config)
     # Beside the embedded models, what torch does in a step is small: its threads would only hinder those of
     # kernels and engine. Other models may be torch's to run.
-    small = is_embedded(config.distillation.model) and not (config.reward.reward)
+    small = kind_of(config.distillation.model).small and not config.reward.reward
     device, why = choose_device(validate(config).device)
     if config.device == "auto" and device.type == "cpu" and gpu_models():
         warnings.warn(f"running on the {why}", FallbackWarning, stacklevel=2)

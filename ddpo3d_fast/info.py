@@ -194,10 +194,10 @@ def _version(package: str) -> str | None:
 
 def _prior(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded prior, and what runs it or why nothing does."""
-    from ddpo3d_fast.priors import load_prior
+    from ddpo3d_fast.priors.embedded import EmbeddedPrior
 
     try:
-        prior = load_prior("embedded", device)
+        prior = EmbeddedPrior(device=device)
     except InputError as error:
         return None, f"unusable: {error}"
     facts = _folder(prior.folder, without="scorer") | {

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.config import Config, flag, from_dict, to_dict
+from ddpo3d_fast.configure import from_dict
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.files import flush, is_temporary, locked, locker, temporary_path, write_bytes, write_text
+from ddpo3d_fast.settings import Config, flag, to_dict
 from ddpo3d_fast.sources import changed, fingerprints
 
 CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.pt", "metrics.jsonl"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import Call, Prior
+from ddpo3d_fast.priors.base import Call, Prior
 from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.scene import Cameras, sample_cameras
+from ddpo3d_fast.settings import Schedule
 
 
 def timestep_range(schedule: Schedule, prior: Prior) -> tuple[float, float]:

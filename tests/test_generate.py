@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from ddpo3d_fast import config as settings
+from ddpo3d_fast import configure, settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.generate import export, generate, read
@@ -36,7 +36,7 @@ FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.js
 
 def small(folder, steps=4, prompt="a red ball", seed=0, **changes) -> settings.Config:
     """A run of seconds: few steps, few Gaussians, the policy on from the first step."""
-    config = settings.preset("draft", prompt)
+    config = configure.preset("draft", prompt)
     values = {
         "steps": steps,
         "views": 2,
@@ -83,7 +83,7 @@ def test_the_configuration_that_was_written_repeats_the_run(finished):
     config, _, _ = finished
     data = yaml.safe_load((config.output / "config.yaml").read_text())
     assert "ONNX Runtime" in data.pop("provenance")["engine"]
-    assert settings.from_dict(data) == config
+    assert configure.from_dict(data) == config
 
 
 def test_the_seconds_name_every_part_and_sum_up_to_the_total(finished):
@@ -362,7 +362,7 @@ def test_the_number_of_gaussians_grows_up_to_what_is_allowed(tmp_path):
 
 
 def test_learning_rates_decay_to_the_final_fraction():
-    scene = settings.preset("standard", "x").scene
+    scene = configure.preset("standard", "x").scene
     assert learning_rates(scene).means == scene.means_rate
     assert learning_rates(scene).sh == scene.colors_rate
     scales = [rate_scale_at(fraction, 0.01) for fraction in (0.0, 0.5, 1.0)]
@@ -382,7 +382,7 @@ def test_metrics_are_read_as_the_numbers_they_are():
 
 def test_sizes_follow_the_run_by_equal_parts():
     schedule = dataclasses.replace(
-        settings.preset("standard", "x").schedule, render_scales=(0.25, 0.5, 1.0), picture_scales=(0.5, 1.0)
+        configure.preset("standard", "x").schedule, render_scales=(0.25, 0.5, 1.0), picture_scales=(0.5, 1.0)
     )
     sizes = [sizes_at(schedule, 512, fraction) for fraction in (0.0, 0.34, 0.5, 0.67, 0.99)]
     assert sizes == [(128, 256), (256, 256), (256, 512), (512, 512), (512, 512)]

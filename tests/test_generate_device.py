@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate, graphs
+from ddpo3d_fast import configure, generate, graphs, settings
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.run import RunFolder
@@ -89,7 +88,7 @@ def capture(
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     parts = {
         name: dataclasses.replace(part, **{key: value for key, value in wishes.items() if hasattr(part, key)})
         for name, part in (("reward", draft.reward), ("distillation", draft.distillation))
@@ -139,6 +138,6 @@ def test_all_of_a_run_on_a_gpu_is_on_its_own_stream(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (torch.device("cuda"), "CUDA"))
     monkeypatch.setattr(generate, "own_stream", stream)
     monkeypatch.setattr(generate, "_generate", lambda *_: told.append("the run"))
-    config = dataclasses.replace(settings.preset("draft", "a red ball"), output=tmp_path / "run")
+    config = dataclasses.replace(configure.preset("draft", "a red ball"), output=tmp_path / "run")
     generate.generate(config, RunFolder.create(config), lambda row: None)
     assert told == ["stream on cuda", "the run", "end"]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast import config
+from ddpo3d_fast import settings
 from ddpo3d_fast.guidance.objectives import (
     ACTION_STREAM,
     NOISE_STREAM,
@@ -30,7 +30,7 @@ from ddpo3d_fast.guidance.policy import (
     shuffled,
 )
 from ddpo3d_fast.kernels import add_noise
-from ddpo3d_fast.priors import Prior
+from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward
 
 DDIM_STRIDE = 0.1  # of the training timesteps, from a noisy view to the DDIM policy's action
@@ -52,8 +52,8 @@ class ScoreDistillation:
         prior: Prior,
         prompt: Any,
         text: str,
-        distillation: config.Distillation,
-        reward: config.Reward,
+        distillation: settings.Distillation,
+        reward: settings.Reward,
         scorer: Reward | None,
         seed: int,
         noises: int,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpo3d_fast import hub
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.rewards.clip import OPENAI, has_model, load_open_clip, openai_is_cached
 from ddpo3d_fast.rewards.names import split_predictor
@@ -72,30 +73,15 @@ def find_predictor(kind: str, source: str) -> Path:
         if not path.is_file():
             raise InputError(f"--reward: {kind}@{source}: expected {file} from {url}, found no {path}")
         return path
-    path = _cached_predictor(kind)
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=False)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"--reward: {kind}: {path} is missing and cannot be fetched ({first_line(error)}): "
-                f"get it from {url}, or name a local copy as {kind}@PATH"
-            ) from error
-    return path
+    return hub.find_url(url, file, f"--reward: {kind}", f"name a local copy as {kind}@PATH")
 
 
 def is_at_hand(kind: str = "aesthetic") -> bool:
     """Whether the predictor and its CLIP are in this machine's caches, and what loads them is installed."""
     try:
-        return _cached_predictor(kind).is_file() and openai_is_cached()
+        return hub.cached_url(PREDICTORS[kind][0]).is_file() and openai_is_cached()
     except InputError:
         return False
-
-
-def _cached_predictor(kind: str) -> Path:
-    """Where torch's hub cache has the predictor's file, or would have it."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PREDICTORS[kind][0]
 
 
 def load_predictor(file: Path, layers: tuple[str, ...], name: str) -> tuple[Tensor, float]:

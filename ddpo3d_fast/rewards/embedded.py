@@ -5,7 +5,6 @@ by `python -m ddpo3d_fast.training.scorer`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
 from ddpo3d_fast.engines.torch import reproducible
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.files import read_json
 from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.sources import record
 
@@ -53,20 +53,6 @@ class ScorerNetwork(nn.Module):
         return self.head(self.tower(pictures * 2 - 1).mean((2, 3)))[:, 0]
 
 
-class _ScorerVjp(nn.Module):
-    """Scores, and the gradient of each with respect to its picture."""
-
-    def __init__(self, scorer: nn.Module) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = pictures.detach().requires_grad_()
-        scores = self.scorer(leaf)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-        return scores.detach(), gradient
-
-
 def to_tower_size(images: Tensor) -> Tensor:
     """Images [B, 3, N, N] at 64 px: the mean over pixel blocks where 64 divides N, bilinear otherwise."""
     size = images.shape[-1]
@@ -97,7 +83,7 @@ class EmbeddedScorer:
             if not (folder / name).is_file():
                 raise InputError(f"scorer: {folder / name} is missing")
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json", "a scorer's configuration")
             weights = load_file(folder / "model.safetensors")
             self.network = ScorerNetwork(tuple(config["widths"]), tuple(config["depths"]))
             self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -120,7 +106,7 @@ class EmbeddedScorer:
         images = {"images": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))}
         return Network(
             name="scorer_vjp" if gradient else "scorer",
-            module=_ScorerVjp(self.network).eval() if gradient else self.network,
+            module=Vjp(self.network).eval() if gradient else self.network,
             inputs=images,
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic={"images": (0,)},

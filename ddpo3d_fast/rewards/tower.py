@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.resampling import Resize
 
-GRADIENT_SCALE = 256.0  # of a picture's gradient inside its tower, where a pixel's share is 1e-4 or less
+GRADIENT_SCALE = 256.0  # of the gradient of <e, d> inside its tower, where a pixel's share is 1e-4 or less
 
 TextEncoder = Callable[[str], Tensor]  # a prompt -> its embedding float32 [D], of length 1, on the CPU
 
@@ -61,22 +61,6 @@ class Scorer(nn.Module):
         # In float32 whatever the tower computes in: differences between scores are small against the scores.
         along = (normalize(features.float(), dim=-1) * direction.float()).sum(-1)
         return self.scale * along + self.bias
-
-
-class ScorerVjp(nn.Module):
-    """The same inputs -> scores [B], and the gradient [B, 3, size, size] of each picture's own."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, images: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            scores = self.scorer(leaf, text)
-            # The gradient of <e, d>, lifted out of the numbers that fp16 rounds coarsely.
-            (gradient,) = torch.autograd.grad(GRADIENT_SCALE / self.scorer.scale * scores.sum(), leaf)
-        return scores.detach(), self.scorer.scale / GRADIENT_SCALE * gradient.float()
 
 
 class TowerReward:
@@ -150,7 +134,7 @@ class TowerReward:
             inputs["text"] = self._text(["a photo", "a drawing"])["text"].cpu()  # not at right angles
         return Network(
             name="scorer_vjp" if gradient else "scorer",
-            module=ScorerVjp(self._module).eval() if gradient else self._module,
+            module=Vjp(self._module, lift=GRADIENT_SCALE / self.scale).eval() if gradient else self._module,
             inputs=inputs,
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic=dict.fromkeys(inputs, (0,)),

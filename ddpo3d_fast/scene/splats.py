@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.config import Scene
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.scene.cameras import Cameras
 from ddpo3d_fast.scene.densify import ScreenGradients, densify, relocate
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.settings import Scene
 
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
 SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time

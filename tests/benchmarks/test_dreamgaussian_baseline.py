@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import generate
-from ddpo3d_fast.config import Config, preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.guidance.distillation import NOISE_STREAM
 from ddpo3d_fast.kernels import philox_normal, rasterize_backward
-from ddpo3d_fast.priors import StableDiffusionPrior
+from ddpo3d_fast.priors import PriorSettings
+from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, look_at_origin
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.splats import first_cloud
 from ddpo3d_fast.schedule import resize, resize_vjp
+from ddpo3d_fast.settings import Config
 
 PROMPT, STEP, SEED = "a red cube", 3, 5
 CPU = torch.device("cpu")
@@ -74,7 +76,7 @@ def test_one_view_gives_our_gradient(baseline: ModuleType, model: Path, rendered
     camera, timestep = look_at_origin(torch.tensor([0.7]), torch.tensor([0.3])), torch.tensor([600])
     config = distillation_alone(model)
 
-    prior = StableDiffusionPrior(model, runtime="torch")
+    prior = StableDiffusionPrior(model, PriorSettings(str(model), runtime="torch"))
     prompt = prior.prompt(PROMPT)
     distill = ScoreDistillation(
         prior, prompt, PROMPT, config.distillation, config.reward, None, SEED, noises=1

@@ -11,10 +11,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from ddpo3d_fast.config import Distillation, preset, validate
+from ddpo3d_fast.configure import preset, validate
 from ddpo3d_fast.generate import timestep_at
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.guidance.policy import policy_schedule
+from ddpo3d_fast.settings import Distillation
 
 ROW = {
     "reward": 0.5, "other reward": 0.25, "class": -0.1, "colour": -0.2, "IoU": 0.75,

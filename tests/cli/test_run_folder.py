@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.config import Config, from_dict, preset, to_dict
+from ddpo3d_fast.configure import from_dict, preset
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.files import temporary_path
 from ddpo3d_fast.run import RESULTS, RunFolder, read_config, slug
+from ddpo3d_fast.settings import Config, to_dict
 
 
 @pytest.fixture

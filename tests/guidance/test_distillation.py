@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from ddpo3d_fast import config
+from ddpo3d_fast import settings
 from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import group_advantages
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.priors.codec import PatchCodec
 
 VIEWS, NOISES, SEED, STEP = 3, 4, 11, 5
-PLAIN = config.Distillation(guidance_scale=3.0)
+PLAIN = settings.Distillation(guidance_scale=3.0)
 
 
 def encode_vjp(grad):
@@ -70,7 +70,7 @@ def guidance(prior=ToyPrior, distillation=PLAIN, **wishes) -> OneCall:
         None,
         "text",
         distillation,
-        dataclasses.replace(config.Reward(), **wishes),
+        dataclasses.replace(settings.Reward(), **wishes),
         Brightness(),
         SEED,
         NOISES,
@@ -174,8 +174,8 @@ def noises_said(prior, pictures, cameras, timesteps, step):
 
 def test_classifier_score_distillation_is_the_difference_the_prompt_makes(step):
     (cond, uncond), abar = noises_said(ToyPrior(), **step)
-    settings = config.Distillation(guidance_scale=3.0, residual="csd")
-    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, residual="csd")
+    got = guidance(distillation=wanted, policy_weight=0.0).of(**step).grad_pictures
     assert relative(got, encode_vjp(((1 - abar) * (cond - uncond)).mean(1))) < 1e-5
 
 
@@ -183,16 +183,16 @@ def test_noise_free_score_distillation_stays_away_from_the_negative_prompt_at_hi
     (cond, uncond, negative), abar = noises_said(ThreeFold(), **step)
     late = (step["timesteps"] >= 200).double().view(-1, 1, 1, 1, 1)
     expected = (1 - abar) * (3.0 * (cond - uncond) + uncond - late * negative)
-    settings = config.Distillation(guidance_scale=3.0, residual="nfsd")
-    got = guidance(ThreeFold, settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, residual="nfsd")
+    got = guidance(ThreeFold, wanted, policy_weight=0.0).of(**step).grad_pictures
     assert relative(got, encode_vjp(expected.mean(1))) < 1e-5
 
 
 @pytest.mark.parametrize("residual", ["csd", "nfsd"])
 def test_the_noise_policy_weighs_the_residuals_without_noise_too(step, residual):
-    settings = config.Distillation(guidance_scale=3.0, residual=residual)
+    wanted = settings.Distillation(guidance_scale=3.0, residual=residual)
     plain, pulled = (
-        guidance(ThreeFold, settings, policy_weight=weight).of(**step).grad_pictures for weight in (0.0, 1.0)
+        guidance(ThreeFold, wanted, policy_weight=weight).of(**step).grad_pictures for weight in (0.0, 1.0)
     )
     assert 0.01 < relative(pulled, plain) < 2
 
@@ -207,8 +207,8 @@ def test_the_rescaled_guess_has_the_spread_it_is_told(step):
     guided = other + 3.0 * (plain - other)
     ratio = plain.flatten(2).std(2, correction=0) / guided.flatten(2).std(2, correction=0)
     clean = (guided * (0.5 * ratio + 0.5)[..., None, None, None]).clamp(-1, 1)
-    settings = config.Distillation(guidance_scale=3.0, guidance_rescale=0.5)
-    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, guidance_rescale=0.5)
+    got = guidance(distillation=wanted, policy_weight=0.0).of(**step).grad_pictures
     assert relative(got, encode_vjp(((1 - abar).sqrt() * (z - clean)).mean(1))) < 1e-5
 
 

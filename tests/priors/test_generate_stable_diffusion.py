@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ddpo3d_fast import generate as loop
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.cache import entries
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS
 from ddpo3d_fast.run import RunFolder

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddpo3d_fast.config import Config
 from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.settings import Config
 
 from . import toys
 from .scene import Tensors

@@ -13,7 +13,7 @@ import yaml
 from small_clip import CONFIGS, predictor_v2, put_in_hub_cache, save
 
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning
 from ddpo3d_fast.generate import with_default_reward

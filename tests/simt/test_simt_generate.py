@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate
+from ddpo3d_fast import configure, generate
 from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.kernels.rasterizer import cuda_plan
 from ddpo3d_fast.run import RunFolder
@@ -44,7 +43,7 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     monkeypatch.setattr(generate, "export", lambda gaussians, folder: [])  # minutes, emulated
     module = SimpleNamespace(brightness=lambda images, prompts: images.mean((1, 2, 3)))
     monkeypatch.setitem(sys.modules, "my_reward", module)
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     # Round Gaussians have no gradient of rotation but rounding, which Adam would scale up to whole steps.
     scene = {
         "gaussians": 100,
