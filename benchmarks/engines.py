@@ -45,7 +45,7 @@ from ddpo3d_fast.graphs import capture
 from ddpo3d_fast.info import choose_device, machine
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Call, Prior
-from ddpo3d_fast.rewards import Reward, make_reward
+from ddpo3d_fast.rewards import Reward, RewardSettings, make_reward
 
 PROMPT = "a red mushroom"
 STEP = ("unet", "encoder + vjp", "decoder", "scorer", "scorer + vjp")  # what a step calls
@@ -129,7 +129,7 @@ def load(
             continue
         try:
             prior = load_prior(PriorSettings(name, device, runtime=runtime, calls=shapes))
-            loaded[runtime] = prior, make_reward([spec], device, runtime)
+            loaded[runtime] = prior, make_reward([spec], RewardSettings(device, runtime))
         except InputError as error:
             absent[runtime] = str(error)
     return loaded, absent

@@ -220,7 +220,7 @@ def to_config(settings: Generate) -> Config:
     """The configuration of the run, without what concerns the command alone. What it names on this machine is
     named by its absolute path, so that it is the same run from everywhere. Raises InputError for a scale or a
     weight that is none."""
-    from ddpo3d_fast.rewards.paths import absolute_reward
+    from ddpo3d_fast.rewards import absolute_reward
 
     config = Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
     model, codec = (_absolute(name) for name in (config.distillation.model, config.distillation.codec))

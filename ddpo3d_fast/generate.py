@@ -27,7 +27,7 @@ from ddpo3d_fast.info import choose_device, gpu_models
 from ddpo3d_fast.kernels import get_num_threads
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
-from ddpo3d_fast.rewards import Reward, is_at_hand, make_reward, parse_rewards
+from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import ASSET, PREVIEW, TURNTABLE, RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
@@ -123,7 +123,8 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
     if not rewards:
         return prior, None
     scored = schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
-    reward = make_reward(rewards, device, model.runtime, dtype, (scored, schedule.views))
+    asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
+    reward = make_reward(rewards, asked)
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
     return prior, reward
 

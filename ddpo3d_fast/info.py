@@ -210,10 +210,11 @@ def _prior(device: torch.device) -> tuple[dict[str, Any] | None, str]:
 
 def _scorer(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded scorer, and what runs it or why nothing does."""
-    from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer
+    from ddpo3d_fast.rewards import RewardSettings
+    from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedReward
 
     try:
-        scorer = EmbeddedScorer(device=device)
+        scorer = EmbeddedReward(RewardSettings(device))
     except InputError as error:
         return None, f"unusable: {error}"
     return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"

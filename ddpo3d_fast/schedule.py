@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors.base import Call, Prior
-from ddpo3d_fast.resampling import Resize
+from ddpo3d_fast.resampling import scaled, scaled_vjp
 from ddpo3d_fast.scene import Cameras, sample_cameras
 from ddpo3d_fast.settings import Schedule
 
@@ -67,27 +65,13 @@ def sample_backgrounds(
 def resize(images: Tensor, size: int) -> Tensor:
     """[V, N, N, 3] rendered images to pictures [V, 3, size, size]: means over areas where `size` divides N,
     bilinear otherwise, which `sizes_at` allows upwards only."""
-    pictures, rendered = images.permute(0, 3, 1, 2), images.shape[1]
-    if rendered % size == 0:
-        return avg_pool2d(pictures, rendered // size)
-    return _bilinear(size)(pictures)
+    return scaled(images.permute(0, 3, 1, 2), size)
 
 
 def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
     """Gradient [V, N, N, 3] with respect to images of `rendered` pixels a side from that with respect to
     their pictures [V, 3, size, size]."""
-    size = grad.shape[-1]
-    if rendered % size == 0:
-        factor = rendered // size
-        spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
-    else:
-        spread = _bilinear(size).vjp((rendered, rendered), grad)
-    return spread.permute(0, 2, 3, 1).contiguous()
-
-
-@cache
-def _bilinear(size: int) -> Resize:
-    return Resize(size, "bilinear", squash=True)
+    return scaled_vjp(grad, rendered).permute(0, 2, 3, 1).contiguous()
 
 
 def part_of_run(values: tuple[float, ...], fraction: float) -> float:

@@ -25,6 +25,7 @@ class Network:
     gradient: bool = False  # whether it calls torch.autograd.grad inside: a VJP
     expected: dict[str, Tensor] = field(default_factory=dict)  # right outputs for `inputs`, where stored
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()  # of every input in the calls to come, where known
+    channels_last: bool = True  # how torch lays out pictures and weights; False: as they come
     base: nn.Module | None = None  # `module` before adapters: other weights alone; TensorRT refits its plan
 
 

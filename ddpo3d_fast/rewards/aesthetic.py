@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpo3d_fast import hub
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.rewards.base import RewardSettings
 from ddpo3d_fast.rewards.clip import OPENAI, has_model, load_open_clip, openai_is_cached
 from ddpo3d_fast.rewards.names import split_predictor
 from ddpo3d_fast.rewards.torchscript import is_torchscript
@@ -38,9 +39,7 @@ PREDICTORS = {
 }
 
 
-def aesthetic_reward(
-    kind: str, source: str = "", device: torch.device | str = "cpu", runtime: str = "auto"
-) -> TowerReward:
+def aesthetic_reward(kind: str, source: str = "", wanted: RewardSettings | None = None) -> TowerReward:
     """`aesthetic` (V2) or `aesthetic-v1`: how much people like a picture, about 1 to 10, whatever its prompt.
 
     `source` is what follows `aesthetic@`: the predictor's file, or a folder that holds it under its published
@@ -61,7 +60,7 @@ def aesthetic_reward(
             f"--reward: {name}: expected a predictor of {tower.width} features, as CLIP gives, "
             f"got {len(direction)} in {file}"
         )
-    return TowerReward(name, tower, direction, bias=bias, device=device, runtime=runtime)
+    return TowerReward(name, tower, direction, bias=bias, wanted=wanted)
 
 
 def find_predictor(kind: str, source: str) -> Path:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddpo3d_fast import hub
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
+from ddpo3d_fast.rewards.base import RewardSettings
 from ddpo3d_fast.rewards.names import PREDICTORS, split_model
 from ddpo3d_fast.rewards.torchscript import is_torchscript, read_torchscript
 from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
@@ -31,7 +31,7 @@ MODEL_FILES = ("*.json", "*.txt", *WEIGHTS, "model.safetensors", "pytorch_model.
 OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 
 
-def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: str = "auto") -> TowerReward:
+def clip_reward(source: str = "", wanted: RewardSettings | None = None) -> TowerReward:
     """`clip`: 100 times the cosine between picture and prompt (Radford et al., arXiv 2103.00020).
 
     `source` is what follows `clip@`: MODEL:PRETRAINED as open_clip lists them, MODEL:FILE, a file of OpenAI's
@@ -41,7 +41,7 @@ def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: s
     """
     name = f"clip@{source}" if source else "clip"
     tower, embed = load_open_clip(source or OPENAI, name)
-    return TowerReward(name, tower, embed, 100.0, device=device, runtime=runtime)
+    return TowerReward(name, tower, embed, 100.0, wanted=wanted)
 
 
 def load_open_clip(source: str, name: str, quick_gelu: bool = False) -> tuple[Tower, TextEncoder]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors import PriorSettings, load_prior
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 
 # Of the published weights.
 PARAMETERS = {
@@ -129,7 +129,7 @@ def test_an_aesthetic_scorer_scores(
     spec = random_models.find_reward("random:aesthetic=0.5", tmp_path)
     assert spec == f"aesthetic@{tmp_path / 'aesthetic'}=0.5"
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    scores, gradient = make_reward([spec], runtime="torch").score_vjp(images, ["a cube"] * 3)
+    scores, gradient = make_reward([spec], RewardSettings(runtime="torch")).score_vjp(images, ["a cube"] * 3)
     assert len(set(scores.tolist())) == 3
     assert gradient.isfinite().all()
     assert gradient.abs().amax() > 0

@@ -16,6 +16,7 @@ from ddpo3d_fast import cli
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.cache import find_or_build
 from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.rewards import RewardSettings
 
 from .conftest import Command
 
@@ -150,7 +151,7 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     assert wanted.lora == [(os.path.abspath("style.safetensors"), 0.5)]
     assert wanted.interpolate_views
     assert {call.scale for call in wanted.calls} == set(scales)
-    assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16, (2, 1))
+    assert reward == (("clip", "hps"), RewardSettings(cpu, "onnxruntime", torch.bfloat16, (2, 1)))
 
 
 WRONG = {

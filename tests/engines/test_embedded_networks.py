@@ -12,7 +12,8 @@ from ddpo3d_fast.engines import OnnxEngine, load_network
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors import PriorSettings, load_prior
 from ddpo3d_fast.priors.embedded import FOLDER, unet_network
-from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+from ddpo3d_fast.rewards import RewardSettings
+from ddpo3d_fast.rewards.embedded import EmbeddedReward
 
 UNET = FOLDER / "unet"
 
@@ -117,7 +118,7 @@ def test_without_diffusers_it_says_what_to_install(monkeypatch):
 def test_the_scorer_on_onnx_runtime_is_the_scorer(size, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DDPO3D_CACHE", str(tmp_path_factory.getbasetemp() / "scorer"))
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    own, other = EmbeddedScorer(), EmbeddedScorer(runtime="onnxruntime")
+    own, other = EmbeddedReward(), EmbeddedReward(RewardSettings(runtime="onnxruntime"))
     assert relative(other.score(images), own.score(images)) <= 1e-5
     for got, expected in zip(other.score_vjp(images), own.score_vjp(images), strict=True):
         assert got.shape == expected.shape

@@ -309,7 +309,7 @@ def test_a_step_of_the_embedded_models_is_the_documented_one(
     config = configured(tmp_path, model="embedded", reward=(), views=2, gaussians=30, policy=policy)
     prior, score = (
         toys.InFloat32(load_prior(PriorSettings("embedded"))),
-        toys.in_float32(make_reward(("embedded",), "cpu")),
+        toys.in_float32(make_reward(("embedded",))),
     )
 
     def right(seed: int) -> bool:
