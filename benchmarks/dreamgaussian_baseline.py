@@ -34,7 +34,8 @@ from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import PRECISIONS, export
+from ddpo3d_fast.export import export
+from ddpo3d_fast.generate import PRECISIONS
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.find import find_model

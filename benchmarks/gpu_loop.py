@@ -82,9 +82,10 @@ def run_loop(config: Config, path: Path) -> int:
     if importlib.util.find_spec("av") is None:
         sys.modules["av"] = types.ModuleType("av")
     from ddpo3d_fast import generate
+    from ddpo3d_fast.assets import EXPORTERS
     from ddpo3d_fast.run import RunFolder
 
-    generate.write_turntable = lambda *_: None  # of no interest here
+    EXPORTERS["turntable.mp4"] = lambda *_: None  # of no interest here
     found: dict[str, Any] = {}
     for name, graphs in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.assets import contact_sheet, write_ply, write_png, write_turntable
 from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.export import export
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import OBJECTIVES, ScoreDistillation, alpha_penalty, reward_guide
@@ -28,16 +28,10 @@ from ddpo3d_fast.kernels import get_num_threads
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
-from ddpo3d_fast.run import ASSET, PREVIEW, TURNTABLE, RunFolder
+from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import (
     Cameras,
-    Gaussians,
     Splats,
-    orbit,
-    outside_hull,
-    prune,
-    render_each,
-    unsupported,
 )
 from ddpo3d_fast.schedule import (
     calls_of,
@@ -53,10 +47,8 @@ from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import recorded
 
 CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
-TURNTABLE_FRAMES, TURNTABLE_SIZE = 72, 384
 LOST_STEPS = 10  # without a finite loss, on end, after which a run is given up
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-EXPORT_OPACITY = 0.02  # fainter Gaussians are left out of the asset
 
 Observer = Callable[[dict[str, Any]], None]
 
@@ -308,30 +300,3 @@ def _generate(config: Config, folder: RunFolder, observer: Observer, resume: boo
         raise KeyboardInterrupt
     seconds = dict(clock.seconds) | {"total": time.perf_counter() - started}
     return Result(folder.path, [*files, *folder.files()], seconds)
-
-
-def export(gaussians: Gaussians, folder: Path) -> list[Path]:
-    """Writes asset.ply, turntable.mp4 and preview.png, made on the CPU, and returns their paths.
-
-    Raises InputError for those that cannot be written, once the others are.
-    """
-    asset = prune(gaussians.to("cpu"), EXPORT_OPACITY)
-    for haze in (unsupported, outside_hull):  # in this order: a clump of faint ones would be its own hull
-        if len(solid := asset[~haze(asset)]):
-            asset = solid
-    ply, video, preview = (folder / name for name in (ASSET, TURNTABLE, PREVIEW))
-
-    def sheet() -> Tensor:
-        return contact_sheet(torch.stack(list(turntable_frames(asset, 8, 256))), columns=4)
-
-    write_each(
-        lambda: write_ply(ply, asset.means, asset.quats, asset.log_scales, asset.logit_opacities, asset.sh),
-        lambda: write_turntable(video, turntable_frames(asset, TURNTABLE_FRAMES, TURNTABLE_SIZE)),
-        lambda: write_png(preview, sheet()),
-    )
-    return [ply, video, preview]
-
-
-def turntable_frames(asset: Gaussians, count: int, size: int) -> Iterator[Tensor]:
-    """`count` white-backed frames [size, size, 3] of one turn."""
-    return (view.rgb for view in render_each(asset, orbit(count), size, torch.ones(3)))

@@ -16,7 +16,7 @@ LEVELS = (
     ("cli",),
     ("render",),
     ("arguments", "progress", "generate"),
-    ("run", "control", "graphs", "schedule"),
+    ("run", "control", "graphs", "schedule", "export"),
     ("info", "configure"),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),

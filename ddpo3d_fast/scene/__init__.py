@@ -1,6 +1,7 @@
 """The scene: Gaussians, cameras, the first cloud and its densification. Knows nothing of diffusion."""
 
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
+from ddpo3d_fast.scene.clean import clean
 from ddpo3d_fast.scene.densify import ScreenGradients, densify, prune, relocate
 from ddpo3d_fast.scene.framing import Frame, frame_of, framed
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
@@ -18,6 +19,7 @@ __all__ = [
     "Splats",
     "View",
     "Views",
+    "clean",
     "densify",
     "frame_of",
     "framed",

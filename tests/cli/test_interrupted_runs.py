@@ -18,11 +18,11 @@ import pytest
 
 import ddpo3d_fast.generate as loop
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.run import METRICS, RESULTS
+from ddpo3d_fast.run import METRICS, results
 
 from .conftest import Command
 
-FILES = {"config.yaml", *RESULTS}
+FILES = {"config.yaml", *results()}
 WORDS = ["generate", "--prompt", "a red ball", "--preset", "draft", "--steps", "12", "--gaussians", "200"]
 WORDS += ["--densify-every", "4", "--device", "cpu"]
 # The command, with a checkpoint after every step.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddpo3d_fast import configure, generate, settings
-from ddpo3d_fast.assets import write_ply
+from ddpo3d_fast.assets import EXPORTERS, write_ply
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 
@@ -39,7 +39,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(generate, "StepGraphs", Wanted)
     monkeypatch.setattr(generate, "export", export)
-    monkeypatch.setattr(generate, "write_turntable", generate.write_turntable)  # put back afterwards
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", EXPORTERS["turntable.mp4"])  # put back afterwards
     return module
 
 
