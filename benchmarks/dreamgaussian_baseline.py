@@ -30,23 +30,23 @@ from torch import Tensor, nn
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.arguments import generate_settings, to_config
+from ddpo3d_fast.build import PRECISIONS
 from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.export import export
-from ddpo3d_fast.generate import PRECISIONS
 from ddpo3d_fast.info import choose_device
 from ddpo3d_fast.priors.clip_text import encode_texts
 from ddpo3d_fast.priors.find import find_model
 from ddpo3d_fast.priors.folder import missing_part
 from ddpo3d_fast.priors.parts import load_network_part
+from ddpo3d_fast.resampling import resize
 from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
 from ddpo3d_fast.scene.splats import SETTLED, densified, first_cloud, learning_rates, rate_scales_at
 from ddpo3d_fast.schedule import (
     cameras_at,
-    resize,
     sample_backgrounds,
     sizes_at,
     timestep_at,

@@ -156,7 +156,7 @@ def _generate(words: list[str]) -> None:
         folder = RunFolder.open(settings.resume)
         config = validate(_with_steps(folder.config, settings, words))
     else:
-        from ddpo3d_fast.generate import with_default_reward
+        from ddpo3d_fast.build import with_default_reward
 
         config = with_default_reward(validate(to_config(settings)))
         folder = RunFolder.create(config, settings.overwrite)
@@ -259,8 +259,8 @@ def _build_engines(words: list[str]) -> None:
     config = validate(to_config(generate_settings(["--prompt", "anything", *words])))
     import torch
 
+    from ddpo3d_fast.build import load_models, with_default_reward
     from ddpo3d_fast.engines.cache import entries
-    from ddpo3d_fast.generate import load_models, with_default_reward
     from ddpo3d_fast.info import choose_device
 
     config = with_default_reward(config)

@@ -70,6 +70,18 @@ def scaled_vjp(grad: Tensor, side: int) -> Tensor:
     return grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
 
 
+def resize(images: Tensor, size: int) -> Tensor:
+    """[V, N, N, 3] rendered images to pictures [V, 3, size, size]: means over areas where `size` divides N,
+    bilinear otherwise."""
+    return scaled(images.permute(0, 3, 1, 2), size)
+
+
+def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
+    """Gradient [V, N, N, 3] with respect to images of `rendered` pixels a side from that with respect to
+    their pictures [V, 3, size, size]."""
+    return scaled_vjp(grad, rendered).permute(0, 2, 3, 1).contiguous()
+
+
 @cache
 def _bilinear(size: int) -> Resize:
     return Resize(size, "bilinear", squash=True)

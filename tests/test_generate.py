@@ -16,7 +16,8 @@ import yaml
 from ddpo3d_fast import configure, settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import export, generate, read
+from ddpo3d_fast.export import export
+from ddpo3d_fast.generate import generate, read
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.run import RunFolder
@@ -189,9 +190,7 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
         config = small(tmp_path / f"{policy}-{guide}", policy_weight=policy, guide_weight=guide)
         if not policy and not guide:
             with monkeypatch.context() as patch:
-                patch.setattr(
-                    "ddpo3d_fast.generate.make_reward", lambda *_: pytest.fail("asked for a scorer")
-                )
+                patch.setattr("ddpo3d_fast.build.make_reward", lambda *_: pytest.fail("asked for a scorer"))
                 run(config)
         else:
             run(config)
@@ -331,9 +330,9 @@ def test_a_step_is_drawn_before_the_one_ahead_of_it_is_read(tmp_path, monkeypatc
     """So that a GPU does not wait for the host between two steps."""
     happened, inputs = [], ScoreDistillation.inputs
 
-    def drawn(self, cameras, timesteps, step):
-        happened.append(f"draw {step}")
-        return inputs(self, cameras, timesteps, step)
+    def drawn(self, step):
+        happened.append(f"draw {step.number}")
+        return inputs(self, step)
 
     def was_read(metrics):
         happened.append("read")

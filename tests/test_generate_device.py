@@ -54,7 +54,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(_backend, "backend", lambda device: library)
     monkeypatch.setattr("ddpo3d_fast.engines.load.disagreement", lambda *_: ("", 0.0))
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (DEVICE, "meta"))
-    monkeypatch.setattr(generate, "StepGraphs", lambda device, enabled: StepGraphs(device))
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", lambda device, enabled: StepGraphs(device))
     monkeypatch.setattr(graphs, "capture", capture)
     CAPTURED.clear()
     return names
@@ -132,12 +132,19 @@ def test_all_of_a_run_on_a_gpu_is_on_its_own_stream(monkeypatch: pytest.MonkeyPa
     @contextmanager
     def stream(device: torch.device) -> Iterator[None]:
         told.append(f"stream on {device}")
-        yield
-        told.append("end")
+        try:
+            yield
+        finally:
+            told.append("end")
+
+    def build(*_: Any) -> None:
+        told.append("the run")
+        raise Enough
 
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (torch.device("cuda"), "CUDA"))
     monkeypatch.setattr(generate, "own_stream", stream)
-    monkeypatch.setattr(generate, "_generate", lambda *_: told.append("the run"))
+    monkeypatch.setattr(generate, "build", build)
     config = dataclasses.replace(configure.preset("draft", "a red ball"), output=tmp_path / "run")
-    generate.generate(config, RunFolder.create(config), lambda row: None)
+    with pytest.raises(Enough):
+        generate.generate(config, RunFolder.create(config), lambda row: None)
     assert told == ["stream on cuda", "the run", "end"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +14,13 @@ from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.settings import Scene
+from ddpo3d_fast.step import Step, Tensors
 
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
 SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
+
+Verdict = Literal["kept", "changed", "again"]
+"""Of a step: graphs stay valid; they are to be captured anew; they are, and the step is to be repeated"""
 
 
 class Splats:
@@ -37,16 +41,19 @@ class Splats:
             gaussians.reserve(rows)
         self.screen = ScreenGradients(gaussians.rows, gaussians.device)
 
-    def inputs(self, number: int, fraction: float) -> dict[str, Tensor]:
-        """What `update` reads of step `number`, which begins at this fraction of the run; on the CPU."""
-        return {"rate_scale": rate_scales_at(fraction, self.settings), "step": torch.tensor([number])}
+    def inputs(self, step: Step) -> Tensors:
+        """What `update` reads of a step, on the CPU."""
+        return {
+            "rate_scale": rate_scales_at(step.fraction, self.settings),
+            "step": torch.tensor([step.number]),
+        }
 
     def render(self, cameras: Cameras, size: int, backgrounds: Tensor) -> Views:
         """Square views of V cameras over backgrounds [V, 3]. On a GPU nothing waits; where there was too
-        little room, they are NaN and `update` does nothing (see `fits`)."""
+        little room, they are NaN and `update` does nothing (see `settle`)."""
         return self.gaussians.render(cameras, size, size, backgrounds, capacity=self.capacity)
 
-    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: dict[str, Tensor]) -> None:
+    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: Tensors) -> None:
         """One step of Adam, and what densification asks of the views.
 
         Args:
@@ -67,29 +74,26 @@ class Splats:
         if self.densifies:
             self.screen.add(moved * len(grad_rgb), views.visible, grad_rgb.shape[1])
 
-    def fits(self) -> bool:
-        """Whether the last step, which the device has done, found room. Else nothing was updated: it is to be
-        done again after `grow`."""
-        return not self.capacity.overflowed
+    def settle(self, step: Step) -> Verdict:
+        """What follows a step, which the device has done. Where it found too little room, nothing was updated
+        and it is to be done again, in more. Else, where it is due, dead Gaussians go and others are cloned or
+        split, or dead ones move onto live ones."""
+        repeat, grown = self.capacity.overflowed, self.capacity.grow()
+        if repeat:
+            return "again"
+        moved = self._densify(step)
+        return "changed" if grown or moved else "kept"
 
-    def grow(self) -> bool:
-        """Makes more room where there is little; whether it did, and graphs are to be captured again."""
-        return self.capacity.grow()
-
-    def settle(self, number: int, fraction: float, generator: torch.Generator) -> bool:
-        """What follows step `number` where it is due: dead Gaussians go, others are cloned or split, or dead
-        ones move onto live ones. Returns whether the memory is new, and graphs are to be captured again.
-
-        `generator`, of the CPU, is the only source of randomness.
-        """
+    def _densify(self, step: Step) -> bool:
+        """Whether the Gaussians lie in new memory now."""
         every = self.settings.densify_every
-        if not every or number % every or fraction >= SETTLED:
+        if not every or step.number % every or step.fraction >= SETTLED:
             return False
-        haze = outside_hull(self.gaussians) if fraction > self.settings.carve_from else None
+        haze = outside_hull(self.gaussians) if step.fraction > self.settings.carve_from else None
         if not self.densifies:
-            relocate(self.gaussians, generator, self.settings.dead_opacity, also_dead=haze)
+            relocate(self.gaussians, step.generator, self.settings.dead_opacity, also_dead=haze)
             return False
-        if self.gaussians.become(densified(self.gaussians, self.screen, generator, self.settings, haze)):
+        if self.gaussians.become(densified(self.gaussians, self.screen, step.generator, self.settings, haze)):
             self.screen.forget()
             return False
         self.screen = ScreenGradients(self.gaussians.rows, self.gaussians.device)

@@ -135,8 +135,8 @@ def test_build_calls_every_network_of_any_prior_and_reward(
         loaded.append(settings)
         return Part()
 
-    monkeypatch.setattr("ddpo3d_fast.generate.load_prior", load_prior)
-    monkeypatch.setattr("ddpo3d_fast.generate.make_reward", make_reward)
+    monkeypatch.setattr("ddpo3d_fast.build.load_prior", load_prior)
+    monkeypatch.setattr("ddpo3d_fast.build.make_reward", make_reward)
     words = "--model sd21 --preset thrifty --reward clip --reward hps --device cpu --runtime onnxruntime"
     words += " --precision bf16 --codec taesd --lora style.safetensors=0.5"
     assert command("engines", "build", *words.split()).out == "sd21: a runtime\n"

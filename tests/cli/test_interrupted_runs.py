@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import ddpo3d_fast.generate as loop
+from ddpo3d_fast import schedule
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.run import METRICS, results
 
@@ -136,8 +137,8 @@ def test_after_ctrl_c_what_has_room_is_written_too(
             os.kill(os.getpid(), signal.SIGINT)
         return timestep_at(*arguments)
 
-    steps, timestep_at, folder = list[int](), loop.timestep_at, tmp_path / "run"
-    monkeypatch.setattr(loop, "timestep_at", pressed_in_the_third_step)
+    steps, timestep_at, folder = list[int](), schedule.timestep_at, tmp_path / "run"
+    monkeypatch.setattr(schedule, "timestep_at", pressed_in_the_third_step)
     with no_file_larger_than(30_000):  # for 200 Gaussians the asset takes half of it, the checkpoint twice
         outcome = command(*WORDS, "--output", folder, "--quiet")
     assert outcome.code == 2

@@ -1,6 +1,6 @@
 """The doors to the product, all of them: a run of it from a given state, told step by step.
 
-Three names of the house are known here and nowhere else in these tests: where the loop finds its prior, how
+Three names of the house are known here and nowhere else in these tests: where a run finds its prior, how
 often it writes a checkpoint, and the table with what writes a turntable, which takes seconds.
 """
 
@@ -50,7 +50,7 @@ def run(
     patch.setattr(loop, "CHECKPOINT_EVERY", 1)
     patch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
     if prior is not None:
-        patch.setattr(loop, "load_prior", lambda *arguments, **options: prior)
+        patch.setattr("ddpo3d_fast.build.load_prior", lambda wanted: prior)
     for name, function in toys.REWARDS.items():
         module, _, attribute = name.partition(":")
         patch.setitem(sys.modules, module, SimpleNamespace(**{attribute: function}))

@@ -13,11 +13,11 @@ import yaml
 from small_clip import CONFIGS, predictor_v2, put_in_hub_cache, save
 
 from ddpo3d_fast.assets import EXPORTERS
+from ddpo3d_fast.build import with_default_reward
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning
-from ddpo3d_fast.generate import with_default_reward
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS, is_at_hand
 from ddpo3d_fast.run import RunFolder, read_config
 

@@ -37,7 +37,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
         write_ply(folder / "asset.ply", *(getattr(gaussians, name) for name in PARAMETERS))
         return [folder / "asset.ply"]
 
-    monkeypatch.setattr(generate, "StepGraphs", Wanted)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Wanted)
     monkeypatch.setattr(generate, "export", export)
     monkeypatch.setitem(EXPORTERS, "turntable.mp4", EXPORTERS["turntable.mp4"])  # put back afterwards
     return module
