@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, suggestion
+from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, suggestion
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
@@ -228,10 +228,7 @@ def _engines(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(ENGINES_HELP, end="")
         return
-    if words[0] not in actions:
-        close = suggestion(words[0], list(actions))
-        raise InputError(f"engines: expected one of {', '.join(actions)}, got {words[0]!r}{close}")
-    actions[words[0]](words[1:])
+    choose(actions, words[0], "engines")(words[1:])
 
 
 def _list_engines(words: list[str]) -> None:

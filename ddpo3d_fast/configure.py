@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddpo3d_fast.errors import InputError, number
+from ddpo3d_fast.errors import InputError, choose, number
 from ddpo3d_fast.priors import PriorKind, kind_of
 from ddpo3d_fast.settings import Config, adapter, changed, check_values, flag, parse_values
 
@@ -51,15 +51,7 @@ def validate(config: Config) -> Config:
     kind = kind_of(config.distillation.model)
     _check_preset(config.preset, kind)  # of a file that names another model
     kind.check(config)
-    if config.distillation.residual == "nfsd" and not config.negative_prompt.strip():
-        raise InputError(
-            "--negative-prompt: expected what to stay away from, for --residual nfsd, got nothing"
-        )
-    if config.distillation.residual in ("csd", "nfsd") and config.distillation.guidance_rescale:
-        raise InputError(
-            f"--guidance-rescale: expected 0 with --residual {config.distillation.residual}, "
-            f"got {number(config.distillation.guidance_rescale)}"
-        )
+    _check_objective(config)
     reward = config.reward
     if reward.policy_weight and reward.baseline == "group":
         if config.schedule.noises < 2:
@@ -71,6 +63,19 @@ def validate(config: Config) -> Config:
                 "--baseline: expected running with --reward-of render (a group shares its render)"
             )
     return config
+
+
+def _check_objective(config: Config) -> None:
+    from ddpo3d_fast.guidance import OBJECTIVES  # with torch, which help must not wait for
+
+    name, rescale = config.distillation.residual, config.distillation.guidance_rescale
+    objective = choose(OBJECTIVES, name, "--residual")
+    if "negative" in objective.against and not config.negative_prompt.strip():
+        raise InputError(
+            f"--negative-prompt: expected what to stay away from, for --residual {name}, got nothing"
+        )
+    if rescale and not objective.rescales:
+        raise InputError(f"--guidance-rescale: expected 0 with --residual {name}, got {number(rescale)}")
 
 
 def _check_preset(name: str, kind: PriorKind) -> None:
