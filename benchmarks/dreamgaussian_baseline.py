@@ -44,7 +44,7 @@ from ddpo3d_fast.priors.parts import load_network_part
 from ddpo3d_fast.resampling import resize
 from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
-from ddpo3d_fast.scene.splats import SETTLED, densified, first_cloud, learning_rates, rate_scales_at
+from ddpo3d_fast.scene.splats import Rounds, first_cloud, learning_rates, rate_scales_at, strategy_of
 from ddpo3d_fast.schedule import (
     cameras_at,
     sample_backgrounds,
@@ -208,8 +208,9 @@ def optimise(config: Config, prior: Prior, gaussians: Gaussians, rasterizer: Ras
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         grows = scene.densify_gradient and scene.densify_every and step % scene.densify_every == 0
-        if grows and fraction < SETTLED:
-            more = densified(gaussians_of(leaves, optimizer), screen, generator, scene)
+        if grows and fraction < Rounds.until:
+            now = gaussians_of(leaves, optimizer)
+            more = strategy_of(scene)(now, screen.mean(), generator)
             leaves = leaves_of(more)
             optimizer, screen = make_optimizer(leaves, more, step), ScreenGradients(len(more), device)
     return gaussians_of(leaves, optimizer)

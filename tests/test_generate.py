@@ -21,7 +21,7 @@ from ddpo3d_fast.generate import generate, read
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, ScreenGradients, splats
+from ddpo3d_fast.scene import Densification, Gaussians, ScreenGradients, splats
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.splats import first_cloud, learning_rates, rate_scale_at
 from ddpo3d_fast.schedule import (
@@ -133,11 +133,11 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
             rendered.append(views.radii.shape[1])
         return views
 
-    def densified(gaussians, *_):
+    def densified(self, gaussians, *_):
         return gaussians[torch.arange(next(at_the_round)) % len(gaussians)]
 
     monkeypatch.setattr(Gaussians, "render", noted)
-    monkeypatch.setattr(splats, "densified", densified)
+    monkeypatch.setattr(Densification, "__call__", densified)
     config = small(tmp_path / "run", steps=6, densify_every=1, densify_gradient=0.3)
 
     def stop_at_three(row):
@@ -146,7 +146,7 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
 
     with pytest.raises(KeyboardInterrupt):
         run(config, stop_at_three)
-    monkeypatch.setattr(splats, "densified", lambda gaussians, *_: gaussians)
+    monkeypatch.setattr(Densification, "__call__", lambda self, gaussians, *_: gaussians)
     run(config, resume=True)
     assert rendered == [512, 1024, 1024, 1024, 1024, 1024]
 

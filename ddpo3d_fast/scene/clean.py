@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ddpo3d_fast.scene.densify import prune
-from ddpo3d_fast.scene.gaussians import Gaussians
+from ddpo3d_fast.scene.gaussians import DEAD_OPACITY, Gaussians
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
 
 EXPORT_OPACITY = 0.02  # fainter Gaussians are left out
@@ -17,3 +16,8 @@ def clean(gaussians: Gaussians) -> Gaussians:
         if len(solid := kept[~haze(kept)]):
             kept = solid
     return kept
+
+
+def prune(gaussians: Gaussians, dead_opacity: float = DEAD_OPACITY) -> Gaussians:
+    """A new scene without what nobody would see, or no viewer could read: the faint and the not finite."""
+    return gaussians[(gaussians.logit_opacities.sigmoid() >= dead_opacity) & gaussians.finite()]
