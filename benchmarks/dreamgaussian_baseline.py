@@ -30,25 +30,28 @@ from torch import Tensor, nn
 
 from ddpo3d_fast import kernels
 from ddpo3d_fast.arguments import generate_settings, to_config
-from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.build import PRECISIONS
+from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import PRECISIONS, export
+from ddpo3d_fast.export import export
 from ddpo3d_fast.info import choose_device
-from ddpo3d_fast.priors import hub
 from ddpo3d_fast.priors.clip_text import encode_texts
+from ddpo3d_fast.priors.find import find_model
+from ddpo3d_fast.priors.folder import missing_part
 from ddpo3d_fast.priors.parts import load_network_part
+from ddpo3d_fast.resampling import resize
 from ddpo3d_fast.scene import Cameras, Gaussians, ScreenGradients
 from ddpo3d_fast.scene.gaussians import PARAMETERS, SH_C0
-from ddpo3d_fast.scene.splats import SETTLED, densified, first_cloud, learning_rates, rate_scales_at
+from ddpo3d_fast.scene.splats import Rounds, first_cloud, learning_rates, rate_scales_at, strategy_of
 from ddpo3d_fast.schedule import (
     cameras_at,
-    resize,
     sample_backgrounds,
     sizes_at,
     timestep_at,
 )
+from ddpo3d_fast.settings import Config
 
 Leaves = dict[str, Tensor]  # the raw parameters of the Gaussians, which require gradients
 
@@ -82,7 +85,7 @@ def load_prior(
     Raises InputError for a folder that is no Stable Diffusion 1.x or 2.x.
     """
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    if missing := hub.missing_part(folder):
+    if missing := missing_part(folder):
         raise InputError(missing)
     if (folder / "text_encoder_2").is_dir():
         raise InputError(f"--model: expected Stable Diffusion 1.x or 2.x, for the baseline, got XL: {folder}")
@@ -205,8 +208,9 @@ def optimise(config: Config, prior: Prior, gaussians: Gaussians, rasterizer: Ras
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         grows = scene.densify_gradient and scene.densify_every and step % scene.densify_every == 0
-        if grows and fraction < SETTLED:
-            more = densified(gaussians_of(leaves, optimizer), screen, generator, scene)
+        if grows and fraction < Rounds.until:
+            now = gaussians_of(leaves, optimizer)
+            more = strategy_of(scene)(now, screen.mean(), generator)
             leaves = leaves_of(more)
             optimizer, screen = make_optimizer(leaves, more, step), ScreenGradients(len(more), device)
     return gaussians_of(leaves, optimizer)
@@ -239,7 +243,7 @@ def generate(config: Config, folder: Path) -> dict[str, Any]:
         device, _ = choose_device(config.device)
         model = config.distillation
         prior = load_prior(
-            hub.find_model(model.model, half=device.type == "cuda"),
+            find_model(model.model, half=device.type == "cuda"),
             config.prompt,
             config.negative_prompt,
             device,

@@ -37,15 +37,15 @@ from random_models import default_reward, find_model, find_reward
 from timing import timed
 
 from ddpo3d_fast import kernels
-from ddpo3d_fast.config import is_embedded
 from ddpo3d_fast.control import torch_threads
 from ddpo3d_fast.engines import RUNTIMES, unavailable
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 from ddpo3d_fast.files import write_text
 from ddpo3d_fast.graphs import capture
 from ddpo3d_fast.info import choose_device, machine
-from ddpo3d_fast.priors import Call, Prior, load_prior
-from ddpo3d_fast.rewards import Reward, make_reward
+from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
+from ddpo3d_fast.priors.base import Call, Prior
+from ddpo3d_fast.rewards import Reward, RewardSettings, make_reward
 
 PROMPT = "a red mushroom"
 STEP = ("unet", "encoder + vjp", "decoder", "scorer", "scorer + vjp")  # what a step calls
@@ -122,14 +122,14 @@ def load(
     """Prior and reward on every runtime that is to be had, and why the others are not."""
     loaded, absent = {}, {}
     name, spec = find_model(model), find_reward(reward)
-    shapes = [] if is_embedded(name) else [Call(batch, 1, scale) for batch, scale in cases]
+    shapes = [] if kind_of(name).small else [Call(batch, 1, scale) for batch, scale in cases]
     for runtime in runtimes:
         if reason := unavailable(runtime, device):
             absent[runtime] = reason
             continue
         try:
-            prior = load_prior(name, device, runtime=runtime, calls=shapes)
-            loaded[runtime] = prior, make_reward([spec], device, runtime)
+            prior = load_prior(PriorSettings(name, device, runtime=runtime, calls=shapes))
+            loaded[runtime] = prior, make_reward([spec], RewardSettings(device, runtime))
         except InputError as error:
             absent[runtime] = str(error)
     return loaded, absent

@@ -63,7 +63,7 @@ from stages import ROOT, Outcome, Stage
 from ddpo3d_fast.files import write_text
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.config import Config
+    from ddpo3d_fast.settings import Config
 
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 RUNS = {"graphs": True, "graphs again": True, "launches": False}  # by name: with CUDA graphs?
@@ -82,9 +82,10 @@ def run_loop(config: Config, path: Path) -> int:
     if importlib.util.find_spec("av") is None:
         sys.modules["av"] = types.ModuleType("av")
     from ddpo3d_fast import generate
+    from ddpo3d_fast.assets import EXPORTERS
     from ddpo3d_fast.run import RunFolder
 
-    generate.write_turntable = lambda *_: None  # of no interest here
+    EXPORTERS["turntable.mp4"] = lambda *_: None  # of no interest here
     found: dict[str, Any] = {}
     for name, graphs in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.kernels:
         kernels()
     elif options.loop:
-        from ddpo3d_fast.config import preset
+        from ddpo3d_fast.configure import preset
 
         return run_loop(dataclasses.replace(preset("draft", "a red mushroom"), device="cuda"), options.json)
     else:

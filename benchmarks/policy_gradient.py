@@ -45,15 +45,16 @@ from torch import Tensor
 from ddpo3d_fast import __version__
 from ddpo3d_fast.arguments import generate_settings, to_config
 from ddpo3d_fast.assets import read_ply
-from ddpo3d_fast.config import Config, validate
+from ddpo3d_fast.configure import validate
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.files import write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
-from ddpo3d_fast.priors import EmbeddedPrior
+from ddpo3d_fast.priors.embedded import EmbeddedPrior
 from ddpo3d_fast.rewards import Reward, make_reward
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians
+from ddpo3d_fast.settings import Config
 from ddpo3d_fast.training.classifier import load_classifier
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 from ddpo3d_fast.training.scorer import load_evaluation_scorer

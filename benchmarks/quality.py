@@ -25,12 +25,13 @@ import torch
 import tyro
 
 from ddpo3d_fast.assets import contact_sheet, read_ply, write_png
-from ddpo3d_fast.config import Config, preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.files import write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, orbit
+from ddpo3d_fast.settings import Config
 from ddpo3d_fast.training.classifier import load_classifier
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES, mean_object
 from ddpo3d_fast.training.render import Field, render_materials

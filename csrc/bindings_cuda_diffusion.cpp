@@ -37,8 +37,8 @@ void bind_cuda_diffusion(py::module_ &module) {
         philox_normal_cuda({floats(out), count, seed, stream}, number(stream_offset),
                            pointer<void>(cuda_stream));
       },
-      py::arg("out"), py::arg("count"), py::arg("seed"), py::arg("stream"), py::arg("stream_offset"),
-      py::arg("cuda_stream"), release());
+      py::kw_only(), py::arg("out"), py::arg("count"), py::arg("seed"), py::arg("stream"),
+      py::arg("stream_offset"), py::arg("cuda_stream"), release());
 
   module.def(
       "add_noise_cuda",
@@ -49,7 +49,7 @@ void bind_cuda_diffusion(py::module_ &module) {
                         dims, seed, stream},
                        number(stream_offset), pointer<void>(cuda_stream));
       },
-      py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
+      py::kw_only(), py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
       py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("stream"),
       py::arg("stream_offset"), py::arg("cuda_stream"), release());
 
@@ -66,7 +66,7 @@ void bind_cuda_diffusion(py::module_ &module) {
                              floats(log_prob)},
                             pointer<double>(squares), number(stream_offset), pointer<void>(cuda_stream));
       },
-      py::arg("prediction"), py::arg("prev_alphas_cumprod"), py::arg("eta"), py::arg("items"),
+      py::kw_only(), py::arg("prediction"), py::arg("prev_alphas_cumprod"), py::arg("eta"), py::arg("items"),
       py::arg("dims"), py::arg("seed"), py::arg("stream"), py::arg("guided_noise"), py::arg("clean"),
       py::arg("mean"), py::arg("action"), py::arg("log_prob"), py::arg("squares"), py::arg("stream_offset"),
       py::arg("cuda_stream"), release());
@@ -80,16 +80,16 @@ void bind_cuda_diffusion(py::module_ &module) {
                              seed, noise_stream, action_stream, floats(grad)},
                             number(stream_offset), pointer<void>(cuda_stream));
       },
-      py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"), py::arg("views"),
-      py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"), py::arg("action_stream"),
-      py::arg("grad"), py::arg("stream_offset"), py::arg("cuda_stream"), release());
+      py::kw_only(), py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"),
+      py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"),
+      py::arg("action_stream"), py::arg("grad"), py::arg("stream_offset"), py::arg("cuda_stream"), release());
 
   module.def(
       "mixed_residual_cuda",
       [](const MixedResidualParams &params, Address cuda_stream) {
         mixed_residual_cuda(params, pointer<void>(cuda_stream));
       },
-      py::arg("params"), py::arg("cuda_stream"), release());
+      py::kw_only(), py::arg("params"), py::arg("cuda_stream"), release());
 
   module.attr("max_adam_groups") = max_adam_groups;
 
@@ -107,7 +107,7 @@ void bind_cuda_diffusion(py::module_ &module) {
                    pointer<const uint32_t>(skip)},
                   pointer<void>(cuda_stream));
       },
-      py::arg("groups"), py::arg("step"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"),
-      py::arg("device_step"), py::arg("rate_scales"), py::arg("rate_scale_stride"), py::arg("skip"),
-      py::arg("cuda_stream"), release());
+      py::kw_only(), py::arg("groups"), py::arg("step"), py::arg("beta1"), py::arg("beta2"),
+      py::arg("epsilon"), py::arg("device_step"), py::arg("rate_scales"), py::arg("rate_scale_stride"),
+      py::arg("skip"), py::arg("cuda_stream"), release());
 }

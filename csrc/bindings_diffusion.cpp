@@ -33,7 +33,7 @@ void bind_diffusion(py::module_ &module) {
       [](Address out, int64_t count, uint64_t seed, uint64_t stream) {
         ddpo3d_fast::philox_normal({floats(out), count, seed, stream});
       },
-      py::arg("out"), py::arg("count"), py::arg("seed"), py::arg("stream"), release());
+      py::kw_only(), py::arg("out"), py::arg("count"), py::arg("seed"), py::arg("stream"), release());
 
   module.def(
       "add_noise",
@@ -42,7 +42,7 @@ void bind_diffusion(py::module_ &module) {
         ddpo3d_fast::add_noise({input(latents, latents_type), floats(alphas_cumprod), floats(noisy), views,
                                 actions, dims, seed, stream});
       },
-      py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
+      py::kw_only(), py::arg("latents"), py::arg("latents_type"), py::arg("alphas_cumprod"), py::arg("noisy"),
       py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("stream"), release());
 
   ddpo3d_fast::bind_parameters(module);
@@ -56,7 +56,7 @@ void bind_diffusion(py::module_ &module) {
                                      floats(guided_noise), floats(clean), floats(mean), floats(action),
                                      floats(log_prob)});
       },
-      py::arg("prediction"), py::arg("prev_alphas_cumprod"), py::arg("eta"), py::arg("items"),
+      py::kw_only(), py::arg("prediction"), py::arg("prev_alphas_cumprod"), py::arg("eta"), py::arg("items"),
       py::arg("dims"), py::arg("seed"), py::arg("stream"), py::arg("guided_noise"), py::arg("clean"),
       py::arg("mean"), py::arg("action"), py::arg("log_prob"), release());
 
@@ -68,14 +68,14 @@ void bind_diffusion(py::module_ &module) {
         ddpo3d_fast::score_residual({prediction, floats(residual_weight), floats(action_weight), views,
                                      actions, dims, seed, noise_stream, action_stream, floats(grad)});
       },
-      py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"), py::arg("views"),
-      py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"), py::arg("action_stream"),
-      py::arg("grad"), release());
+      py::kw_only(), py::arg("prediction"), py::arg("residual_weight"), py::arg("action_weight"),
+      py::arg("views"), py::arg("actions"), py::arg("dims"), py::arg("seed"), py::arg("noise_stream"),
+      py::arg("action_stream"), py::arg("grad"), release());
 
   module.def(
       "mixed_residual",
       [](const ddpo3d_fast::MixedResidualParams &params) { ddpo3d_fast::mixed_residual(params); },
-      py::arg("params"), release());
+      py::kw_only(), py::arg("params"), release());
 
   module.def(
       "adam",
@@ -85,7 +85,7 @@ void bind_diffusion(py::module_ &module) {
         ddpo3d_fast::adam({floats(param), floats(grad), floats(exp_avg), floats(exp_avg_sq), rows, columns,
                            step, learning_rate, floats(row_learning_rates), beta1, beta2, epsilon});
       },
-      py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"), py::arg("rows"),
-      py::arg("columns"), py::arg("step"), py::arg("learning_rate"), py::arg("row_learning_rates"),
-      py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"), release());
+      py::kw_only(), py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"),
+      py::arg("rows"), py::arg("columns"), py::arg("step"), py::arg("learning_rate"),
+      py::arg("row_learning_rates"), py::arg("beta1"), py::arg("beta2"), py::arg("epsilon"), release());
 }

@@ -33,10 +33,10 @@ inline void bind_parameters(pybind11::module_ &module) {
                                clip_high,
                                nullptr};
            }),
-           py::arg("noisy"), py::arg("noisy_type"), py::arg("conditional"), py::arg("conditional_type"),
-           py::arg("unconditional"), py::arg("unconditional_type"), py::arg("alphas_cumprod"),
-           py::arg("guidance_scale"), py::arg("type"), py::arg("clip"), py::arg("clip_low"),
-           py::arg("clip_high"))
+           py::kw_only(), py::arg("noisy"), py::arg("noisy_type"), py::arg("conditional"),
+           py::arg("conditional_type"), py::arg("unconditional"), py::arg("unconditional_type"),
+           py::arg("alphas_cumprod"), py::arg("guidance_scale"), py::arg("type"), py::arg("clip"),
+           py::arg("clip_low"), py::arg("clip_high"))
       .def_property(
           "clean_scale", [](const Prediction &p) { return reinterpret_cast<uintptr_t>(p.clean_scale); },
           [](Prediction &p, uintptr_t address) { p.clean_scale = pointer<const float>(address); });
@@ -59,11 +59,11 @@ inline void bind_parameters(pybind11::module_ &module) {
                                         dims,
                                         pointer<float>(grad)};
            }),
-           py::arg("noisy"), py::arg("noisy_type"), py::arg("conditional"), py::arg("conditional_type"),
-           py::arg("unconditional"), py::arg("unconditional_type"), py::arg("negative"),
-           py::arg("negative_type"), py::arg("alphas_cumprod"), py::arg("residual_weight"),
-           py::arg("mixture"), py::arg("type"), py::arg("views"), py::arg("actions"), py::arg("dims"),
-           py::arg("grad"));
+           py::kw_only(), py::arg("noisy"), py::arg("noisy_type"), py::arg("conditional"),
+           py::arg("conditional_type"), py::arg("unconditional"), py::arg("unconditional_type"),
+           py::arg("negative"), py::arg("negative_type"), py::arg("alphas_cumprod"),
+           py::arg("residual_weight"), py::arg("mixture"), py::arg("type"), py::arg("views"),
+           py::arg("actions"), py::arg("dims"), py::arg("grad"));
 }
 
 } // namespace ddpo3d_fast

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from ddpo3d_fast.config import Config, Preset, absolute_adapter, flag, preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.run import read_config
+from ddpo3d_fast.settings import Config, Preset, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
 _KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
@@ -219,7 +220,7 @@ def to_config(settings: Generate) -> Config:
     """The configuration of the run, without what concerns the command alone. What it names on this machine is
     named by its absolute path, so that it is the same run from everywhere. Raises InputError for a scale or a
     weight that is none."""
-    from ddpo3d_fast.rewards.paths import absolute_reward
+    from ddpo3d_fast.rewards import absolute_reward
 
     config = Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
     model, codec = (_absolute(name) for name in (config.distillation.model, config.distillation.codec))

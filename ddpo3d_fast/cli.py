@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, suggestion
+from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, suggestion
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
-    from ddpo3d_fast.config import Config
     from ddpo3d_fast.generate import Result
     from ddpo3d_fast.progress import Style
+    from ddpo3d_fast.settings import Config
 
 HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
 
@@ -147,7 +147,7 @@ def _run(words: list[str]) -> int:
 
 def _generate(words: list[str]) -> None:
     from ddpo3d_fast.arguments import generate_settings, to_config
-    from ddpo3d_fast.config import validate
+    from ddpo3d_fast.configure import validate
     from ddpo3d_fast.progress import Progress
     from ddpo3d_fast.run import RunFolder
 
@@ -156,7 +156,7 @@ def _generate(words: list[str]) -> None:
         folder = RunFolder.open(settings.resume)
         config = validate(_with_steps(folder.config, settings, words))
     else:
-        from ddpo3d_fast.generate import with_default_reward
+        from ddpo3d_fast.build import with_default_reward
 
         config = with_default_reward(validate(to_config(settings)))
         folder = RunFolder.create(config, settings.overwrite)
@@ -228,10 +228,7 @@ def _engines(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(ENGINES_HELP, end="")
         return
-    if words[0] not in actions:
-        close = suggestion(words[0], list(actions))
-        raise InputError(f"engines: expected one of {', '.join(actions)}, got {words[0]!r}{close}")
-    actions[words[0]](words[1:])
+    choose(actions, words[0], "engines")(words[1:])
 
 
 def _list_engines(words: list[str]) -> None:
@@ -253,14 +250,14 @@ def _list_engines(words: list[str]) -> None:
 
 def _build_engines(words: list[str]) -> None:
     from ddpo3d_fast.arguments import EnginesBuild, generate_settings, parse, to_config
-    from ddpo3d_fast.config import validate
+    from ddpo3d_fast.configure import validate
 
     parse(EnginesBuild, words)
     config = validate(to_config(generate_settings(["--prompt", "anything", *words])))
     import torch
 
+    from ddpo3d_fast.build import load_models, with_default_reward
     from ddpo3d_fast.engines.cache import entries
-    from ddpo3d_fast.generate import load_models, with_default_reward
     from ddpo3d_fast.info import choose_device
 
     config = with_default_reward(config)

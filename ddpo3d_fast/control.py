@@ -18,7 +18,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._parts: list[str] = []
-        self._since = time.perf_counter()
+        self._started = self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -29,6 +29,10 @@ class Stopwatch:
         finally:
             self._switch()
             self._parts.pop()
+
+    def total(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._started
 
     def _switch(self) -> None:
         now = time.perf_counter()

@@ -2,11 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 _LONG = 300  # characters of a value that are told as they are
 _LONGEST = 1500  # characters of a message
 _QUOTED = re.compile(rf"""(?<!\w)(["'])((?:(?!\1)[^\\]|\\.){{{_LONG},}})\1""", re.DOTALL)
+
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -49,6 +53,14 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     """Asks whether the known word that this one resembles was meant; empty if it resembles none."""
     close = difflib.get_close_matches(word, known, 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def choose(table: Mapping[str, T], name: str, argument: str) -> T:
+    """What a table has under a name. Raises InputError, which names `argument`, for one that it lacks."""
+    if name not in table:
+        expected = f"one of {', '.join(table)}"
+        raise InputError(f"{argument}: expected {expected}, got {name!r}{suggestion(name, list(table))}")
+    return table[name]
 
 
 def first_line(error: Exception) -> str:

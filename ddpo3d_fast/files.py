@@ -1,18 +1,20 @@
-"""The one place that writes files, which appear whole or not at all, and that locks them."""
+"""The one place that writes files, which appear whole or not at all, that locks them, and that reads JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.errors import InputError, first_line
 
 
 @contextlib.contextmanager
@@ -62,6 +64,17 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a UTF-8 file with \\n line ends atomically; see `atomic_path`."""
     write_bytes(path, text.encode())
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A file's JSON, a mapping. Raises InputError that names the file, and `what` it should hold."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {what} as JSON ({first_line(error)})") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected {what}, a mapping, got {type(data).__name__}")
+    return data
 
 
 def flush(path: Path) -> None:

@@ -194,10 +194,10 @@ def _version(package: str) -> str | None:
 
 def _prior(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded prior, and what runs it or why nothing does."""
-    from ddpo3d_fast.priors import load_prior
+    from ddpo3d_fast.priors.embedded import EmbeddedPrior
 
     try:
-        prior = load_prior("embedded", device)
+        prior = EmbeddedPrior(device=device)
     except InputError as error:
         return None, f"unusable: {error}"
     facts = _folder(prior.folder, without="scorer") | {
@@ -210,10 +210,11 @@ def _prior(device: torch.device) -> tuple[dict[str, Any] | None, str]:
 
 def _scorer(device: torch.device) -> tuple[dict[str, Any] | None, str]:
     """The embedded scorer, and what runs it or why nothing does."""
-    from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer
+    from ddpo3d_fast.rewards import RewardSettings
+    from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedReward
 
     try:
-        scorer = EmbeddedScorer(device=device)
+        scorer = EmbeddedReward(RewardSettings(device))
     except InputError as error:
         return None, f"unusable: {error}"
     return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"

@@ -1,12 +1,13 @@
-"""Pictures at other sizes, by products of matrices."""
+"""Pictures at other sizes, by means over areas or products of matrices, and their gradients back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 
 class Resize:
@@ -51,3 +52,36 @@ class Resize:
             identity, size=(full, length), mode=self.interpolation, antialias=True, align_corners=False
         )
         return every[0, 0, first : first + self.size]
+
+
+def scaled(pictures: Tensor, size: int) -> Tensor:
+    """[B, 3, N, N] to [B, 3, size, size]: means over areas where `size` divides N, bilinear otherwise."""
+    side = pictures.shape[-1]
+    return _bilinear(size)(pictures) if side % size else avg_pool2d(pictures, side // size)
+
+
+def scaled_vjp(grad: Tensor, side: int) -> Tensor:
+    """Gradient with respect to pictures [B, 3, side, side] from that with respect to them `scaled`,
+    [B, 3, size, size]."""
+    size = grad.shape[-1]
+    if side % size:
+        return _bilinear(size).vjp((side, side), grad)
+    factor = side // size
+    return grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """[V, N, N, 3] rendered images to pictures [V, 3, size, size]: means over areas where `size` divides N,
+    bilinear otherwise."""
+    return scaled(images.permute(0, 3, 1, 2), size)
+
+
+def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
+    """Gradient [V, N, N, 3] with respect to images of `rendered` pixels a side from that with respect to
+    their pictures [V, 3, size, size]."""
+    return scaled_vjp(grad, rendered).permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def _bilinear(size: int) -> Resize:
+    return Resize(size, "bilinear", squash=True)

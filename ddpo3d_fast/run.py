@@ -17,18 +17,24 @@ from typing import Any
 import yaml
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.config import Config, flag, from_dict, to_dict
+from ddpo3d_fast.configure import from_dict
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.files import flush, is_temporary, locked, locker, temporary_path, write_bytes, write_text
+from ddpo3d_fast.settings import Config, flag, to_dict
 from ddpo3d_fast.sources import changed, fingerprints
 
 CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.pt", "metrics.jsonl"
-ASSET, TURNTABLE, PREVIEW = "asset.ply", "turntable.mp4", "preview.png"
-RESULTS = (CHECKPOINT, METRICS, ASSET, TURNTABLE, PREVIEW)  # of a configuration, and how they go: this first
 _SLUG_LENGTH = 60  # characters
 _SLUG_BYTES = 160  # with digits, hash and a temporary's, file systems allow 255
 _NOT_COMPARED = ("output",)  # a run is the same wherever it lies
 _NOT_COMPARED_ON_RESUME = ("output", "steps")
+
+
+def results() -> tuple[str, ...]:
+    """The files that a configuration leads to, in the order in which they go."""
+    from ddpo3d_fast.assets import EXPORTERS
+
+    return (CHECKPOINT, METRICS, *EXPORTERS)
 
 
 class RunFolder:
@@ -120,7 +126,7 @@ class RunFolder:
             for path in self._left_behind(self.path.iterdir()):
                 path.unlink(missing_ok=True)
             if not resume:
-                for path in (self.path / name for name in RESULTS):
+                for path in (self.path / name for name in results()):
                     if path.exists():
                         path.unlink()
                         flush(self.path)
@@ -131,7 +137,7 @@ class RunFolder:
 
     def _left_behind(self, paths: Iterable[Path]) -> list[Path]:
         """Those that a run which was killed in the middle of a file has left of it."""
-        made = [self.path / name for name in (CONFIG, *RESULTS, _PROBE)]
+        made = [self.path / name for name in (CONFIG, *results(), _PROBE)]
         return [path for path in paths if any(is_temporary(path, file) for file in made)]
 
     def _check_contents(self, config: Config, but: tuple[str, ...]) -> None:

@@ -1,21 +1,20 @@
-"""What changes through a run: timesteps, rates, cameras, backgrounds, sizes; and views at other sizes."""
+"""What changes through a run: timesteps, cameras, backgrounds, sizes; and the steps that come of it."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from functools import cache
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import Call, Prior
-from ddpo3d_fast.resampling import Resize
+from ddpo3d_fast.priors.base import Call, Prior
 from ddpo3d_fast.scene import Cameras, sample_cameras
+from ddpo3d_fast.settings import Config, Schedule
+from ddpo3d_fast.step import Step, Tensors
 
 
 def timestep_range(schedule: Schedule, prior: Prior) -> tuple[float, float]:
@@ -64,32 +63,6 @@ def sample_backgrounds(
     return torch.where(lots < 0.5, torch.ones(views), other)[:, None].repeat(1, 3)
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """[V, N, N, 3] rendered images to pictures [V, 3, size, size]: means over areas where `size` divides N,
-    bilinear otherwise, which `sizes_at` allows upwards only."""
-    pictures, rendered = images.permute(0, 3, 1, 2), images.shape[1]
-    if rendered % size == 0:
-        return avg_pool2d(pictures, rendered // size)
-    return _bilinear(size)(pictures)
-
-
-def resize_vjp(grad: Tensor, rendered: int) -> Tensor:
-    """Gradient [V, N, N, 3] with respect to images of `rendered` pixels a side from that with respect to
-    their pictures [V, 3, size, size]."""
-    size = grad.shape[-1]
-    if rendered % size == 0:
-        factor = rendered // size
-        spread = grad.repeat_interleave(factor, 2).repeat_interleave(factor, 3) / factor**2
-    else:
-        spread = _bilinear(size).vjp((rendered, rendered), grad)
-    return spread.permute(0, 2, 3, 1).contiguous()
-
-
-@cache
-def _bilinear(size: int) -> Resize:
-    return Resize(size, "bilinear", squash=True)
-
-
 def part_of_run(values: tuple[float, ...], fraction: float) -> float:
     """The one of `values` whose equal part of the run `fraction` lies in."""
     return values[int(fraction * len(values))]
@@ -116,3 +89,56 @@ def calls_of(schedule: Schedule, groups: int) -> list[Call]:
     predictions an item."""
     scales = dict.fromkeys(schedule.picture_scales)
     return [Call(schedule.views, schedule.noises, scale, groups) for scale in scales]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the steps of a run draw."""
+
+    schedule: Schedule
+    seed: int
+    timesteps: int  # the prior's, T
+    lowest: float  # timestep of the run, as a fraction of T
+    highest: float
+    sizes: tuple[tuple[int, int], ...]  # by step, pixels: of rendered views, of pictures
+
+    @classmethod
+    def of(cls, config: Config, prior: Prior) -> Plan:
+        """The plan of a configuration. Raises InputError for sizes that do not fit; warns as
+        `timestep_range` does."""
+        schedule = config.schedule
+        fractions = (number / schedule.steps for number in range(schedule.steps))
+        return cls(
+            schedule,
+            config.seed,
+            len(prior.alphas_cumprod),
+            *timestep_range(schedule, prior),
+            tuple(sizes_at(schedule, prior.picture_size, fraction) for fraction in fractions),
+        )
+
+    def draw(self, number: int) -> Step:
+        """What step `number` draws, from 1."""
+        schedule, views = self.schedule, self.schedule.views
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        fraction = (number - 1) / schedule.steps
+        cameras = cameras_at(generator, schedule)
+        backgrounds = sample_backgrounds(generator, views, schedule.backgrounds)
+        jitter = schedule.timestep_jitter * (2 * torch.rand(views, generator=generator) - 1)
+        rendered, picture = self.sizes[number - 1]
+        return Step(
+            number,
+            fraction,
+            cameras.viewmats,
+            cameras.azimuth,
+            cameras.elevation,
+            backgrounds,
+            timestep_at(fraction, self.timesteps, self.lowest, self.highest, jitter),
+            rendered,
+            picture,
+            generator,
+        )
+
+    def cameras(self, inputs: Tensors) -> Cameras:
+        """Those of a step, from its inputs."""
+        angles = inputs["azimuth"], inputs["elevation"]
+        return Cameras(inputs["viewmats"], *angles, math.radians(self.schedule.fov))

@@ -2,26 +2,38 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 
-from ddpo3d_fast.config import Config, adapter, from_dict, is_embedded, preset, to_dict, validate
+from ddpo3d_fast.configure import from_dict, preset, validate
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors import PRIORS, kind_of
 from ddpo3d_fast.priors.embedded import FOLDER
 from ddpo3d_fast.scene.splats import rate_scales_at
+from ddpo3d_fast.settings import Config, Preset, adapter, to_dict
 
 EMBEDDED, STABLE = ("draft", "standard", "high"), ("csd", "nfsd", "rescaled", "thrifty")
 
 
+def embedded(model):
+    return kind_of(model) is PRIORS["embedded"]
+
+
+def test_every_preset_of_a_kind_is_a_name_that_settings_know():
+    names = [name for kind in PRIORS.values() for name in kind.presets]
+    assert tuple(dict.fromkeys(names)) == get_args(Preset)
+
+
 def test_a_folder_says_itself_whether_it_is_of_the_embedded_kind(tmp_path, monkeypatch):
-    assert is_embedded("embedded")
+    assert embedded("embedded")
     monkeypatch.setenv("HOME", str(FOLDER.parent))
-    assert is_embedded("~/embedded")
-    assert is_embedded(str(FOLDER))
-    assert not is_embedded("sd21")
+    assert embedded("~/embedded")
+    assert embedded(str(FOLDER))
+    assert not embedded("sd21")
     for text in (json.dumps({"_class_name": "StableDiffusionPipeline"}), "[]", "{"):
         (tmp_path / "model_index.json").write_text(text)
-        assert not is_embedded(str(tmp_path))
+        assert not embedded(str(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["embedded", "sd21"])

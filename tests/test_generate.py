@@ -13,14 +13,15 @@ import pytest
 import torch
 import yaml
 
-from ddpo3d_fast import config as settings
+from ddpo3d_fast import configure, settings
 from ddpo3d_fast.assets import read_ply
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.generate import export, generate, read
+from ddpo3d_fast.export import export
+from ddpo3d_fast.generate import generate, read
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, ScreenGradients, splats
+from ddpo3d_fast.scene import Densification, Gaussians, ScreenGradients, splats
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.splats import first_cloud, learning_rates, rate_scale_at
 from ddpo3d_fast.schedule import (
@@ -36,7 +37,7 @@ FILES = {"asset.ply", "turntable.mp4", "preview.png", "config.yaml", "metrics.js
 
 def small(folder, steps=4, prompt="a red ball", seed=0, **changes) -> settings.Config:
     """A run of seconds: few steps, few Gaussians, the policy on from the first step."""
-    config = settings.preset("draft", prompt)
+    config = configure.preset("draft", prompt)
     values = {
         "steps": steps,
         "views": 2,
@@ -83,7 +84,7 @@ def test_the_configuration_that_was_written_repeats_the_run(finished):
     config, _, _ = finished
     data = yaml.safe_load((config.output / "config.yaml").read_text())
     assert "ONNX Runtime" in data.pop("provenance")["engine"]
-    assert settings.from_dict(data) == config
+    assert configure.from_dict(data) == config
 
 
 def test_the_seconds_name_every_part_and_sum_up_to_the_total(finished):
@@ -132,11 +133,11 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
             rendered.append(views.radii.shape[1])
         return views
 
-    def densified(gaussians, *_):
+    def densified(self, gaussians, *_):
         return gaussians[torch.arange(next(at_the_round)) % len(gaussians)]
 
     monkeypatch.setattr(Gaussians, "render", noted)
-    monkeypatch.setattr(splats, "densified", densified)
+    monkeypatch.setattr(Densification, "__call__", densified)
     config = small(tmp_path / "run", steps=6, densify_every=1, densify_gradient=0.3)
 
     def stop_at_three(row):
@@ -145,7 +146,7 @@ def test_a_resumed_run_renders_with_the_rows_of_an_unbroken_one_though_it_has_fe
 
     with pytest.raises(KeyboardInterrupt):
         run(config, stop_at_three)
-    monkeypatch.setattr(splats, "densified", lambda gaussians, *_: gaussians)
+    monkeypatch.setattr(Densification, "__call__", lambda self, gaussians, *_: gaussians)
     run(config, resume=True)
     assert rendered == [512, 1024, 1024, 1024, 1024, 1024]
 
@@ -189,9 +190,7 @@ def test_policy_and_guide_each_change_the_asset_and_zero_weights_need_no_scorer(
         config = small(tmp_path / f"{policy}-{guide}", policy_weight=policy, guide_weight=guide)
         if not policy and not guide:
             with monkeypatch.context() as patch:
-                patch.setattr(
-                    "ddpo3d_fast.generate.make_reward", lambda *_: pytest.fail("asked for a scorer")
-                )
+                patch.setattr("ddpo3d_fast.build.make_reward", lambda *_: pytest.fail("asked for a scorer"))
                 run(config)
         else:
             run(config)
@@ -331,9 +330,9 @@ def test_a_step_is_drawn_before_the_one_ahead_of_it_is_read(tmp_path, monkeypatc
     """So that a GPU does not wait for the host between two steps."""
     happened, inputs = [], ScoreDistillation.inputs
 
-    def drawn(self, cameras, timesteps, step):
-        happened.append(f"draw {step}")
-        return inputs(self, cameras, timesteps, step)
+    def drawn(self, step):
+        happened.append(f"draw {step.number}")
+        return inputs(self, step)
 
     def was_read(metrics):
         happened.append("read")
@@ -362,7 +361,7 @@ def test_the_number_of_gaussians_grows_up_to_what_is_allowed(tmp_path):
 
 
 def test_learning_rates_decay_to_the_final_fraction():
-    scene = settings.preset("standard", "x").scene
+    scene = configure.preset("standard", "x").scene
     assert learning_rates(scene).means == scene.means_rate
     assert learning_rates(scene).sh == scene.colors_rate
     scales = [rate_scale_at(fraction, 0.01) for fraction in (0.0, 0.5, 1.0)]
@@ -382,7 +381,7 @@ def test_metrics_are_read_as_the_numbers_they_are():
 
 def test_sizes_follow_the_run_by_equal_parts():
     schedule = dataclasses.replace(
-        settings.preset("standard", "x").schedule, render_scales=(0.25, 0.5, 1.0), picture_scales=(0.5, 1.0)
+        configure.preset("standard", "x").schedule, render_scales=(0.25, 0.5, 1.0), picture_scales=(0.5, 1.0)
     )
     sizes = [sizes_at(schedule, 512, fraction) for fraction in (0.0, 0.34, 0.5, 0.67, 0.99)]
     assert sizes == [(128, 256), (256, 256), (256, 512), (512, 512), (512, 512)]

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate, graphs
+from ddpo3d_fast import configure, generate, graphs, settings
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.run import RunFolder
@@ -55,7 +54,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(_backend, "backend", lambda device: library)
     monkeypatch.setattr("ddpo3d_fast.engines.load.disagreement", lambda *_: ("", 0.0))
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (DEVICE, "meta"))
-    monkeypatch.setattr(generate, "StepGraphs", lambda device, enabled: StepGraphs(device))
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", lambda device, enabled: StepGraphs(device))
     monkeypatch.setattr(graphs, "capture", capture)
     CAPTURED.clear()
     return names
@@ -89,7 +88,7 @@ def capture(
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     parts = {
         name: dataclasses.replace(part, **{key: value for key, value in wishes.items() if hasattr(part, key)})
         for name, part in (("reward", draft.reward), ("distillation", draft.distillation))
@@ -133,12 +132,19 @@ def test_all_of_a_run_on_a_gpu_is_on_its_own_stream(monkeypatch: pytest.MonkeyPa
     @contextmanager
     def stream(device: torch.device) -> Iterator[None]:
         told.append(f"stream on {device}")
-        yield
-        told.append("end")
+        try:
+            yield
+        finally:
+            told.append("end")
+
+    def build(*_: Any) -> None:
+        told.append("the run")
+        raise Enough
 
     monkeypatch.setattr(generate, "choose_device", lambda wanted: (torch.device("cuda"), "CUDA"))
     monkeypatch.setattr(generate, "own_stream", stream)
-    monkeypatch.setattr(generate, "_generate", lambda *_: told.append("the run"))
-    config = dataclasses.replace(settings.preset("draft", "a red ball"), output=tmp_path / "run")
-    generate.generate(config, RunFolder.create(config), lambda row: None)
+    monkeypatch.setattr(generate, "build", build)
+    config = dataclasses.replace(configure.preset("draft", "a red ball"), output=tmp_path / "run")
+    with pytest.raises(Enough):
+        generate.generate(config, RunFolder.create(config), lambda row: None)
     assert told == ["stream on cuda", "the run", "end"]

@@ -16,12 +16,14 @@ LEVELS = (
     ("cli",),
     ("render",),
     ("arguments", "progress", "generate"),
-    ("run", "control", "graphs", "schedule"),
-    ("info",),
+    ("build",),
+    ("run", "control", "graphs", "schedule", "export", "journal"),
+    ("info", "configure"),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),
+    ("hub",),
     ("engines",),
-    ("kernels", "config", "resampling"),
+    ("kernels", "settings", "resampling", "step"),
     ("files", "sources"),
     ("errors",),
     ("__init__",),
@@ -46,7 +48,7 @@ def imported_rooms(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = inside[: len(inside) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from ddpo3d_fast import config` names the room after the word import.
+            # `from ddpo3d_fast import settings` names the room after the word import.
             modules |= (
                 {f"{module}.{alias.name}" for alias in node.names} if module == "ddpo3d_fast" else {module}
             )
@@ -70,7 +72,7 @@ def test_a_room_imports_only_from_the_rooms_below_it(file: Path) -> None:
 
 
 def test_the_parser_sees_every_kind_of_import() -> None:
-    assert {"errors", "config", "generate", "progress", "__init__"} <= imported_rooms(PACKAGE / "cli.py")
+    assert {"errors", "settings", "generate", "progress", "__init__"} <= imported_rooms(PACKAGE / "cli.py")
     assert "kernels" in imported_rooms(PACKAGE / "kernels" / "__init__.py")  # relative
     assert "_C" in imported_rooms(PACKAGE / "kernels" / "_backend.py")
 

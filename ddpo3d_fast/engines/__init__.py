@@ -7,11 +7,12 @@ from ddpo3d_fast.engines.load import (
     Disagreement,
     Engine,
     choose_runtime,
+    default_dtype,
     load_engine,
     load_network,
     unavailable,
 )
-from ddpo3d_fast.engines.network import Network, in_batches_of
+from ddpo3d_fast.engines.network import Network, Vjp, in_batches_of
 from ddpo3d_fast.engines.onnx import OnnxEngine
 from ddpo3d_fast.engines.torch import TorchEngine
 
@@ -22,7 +23,9 @@ __all__ = [
     "Network",
     "OnnxEngine",
     "TorchEngine",
+    "Vjp",
     "choose_runtime",
+    "default_dtype",
     "in_batches_of",
     "load_engine",
     "load_network",

@@ -1,4 +1,4 @@
-"""The libraries that load other people's models, seconds to import, so only where one is needed; the hub."""
+"""The libraries that load other people's models, seconds to import, so only where one is needed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ import importlib.util
 import re
 import sys
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from ddpo3d_fast.errors import InputError, first_line
-
-# A name on the Hugging Face hub, owner/name, by its own rules; `./folder` is none.
-HUB_NAME = re.compile(r"(?=.{1,96}$)(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?")
 
 
 def library(name: str, purpose: str) -> ModuleType:
@@ -31,26 +27,6 @@ def library(name: str, purpose: str) -> ModuleType:
         raise InputError(
             f"{purpose}: needs {package} ({first_line(error)}): pip install 'ddpo3d-fast[generate]'"
         ) from error
-
-
-def files_on_hub(hub: Any, repository: str) -> list[str]:
-    """The names of the files of a model's repository; `hub` is the library huggingface_hub.
-
-    Raises what that raises. Not list_repo_files, nor a download at once: where there is no network, these try
-    again for half a minute, and report every try.
-    """
-    return [each.rfilename for each in hub.HfApi().model_info(repository, timeout=10).siblings or []]
-
-
-def hub_reason(hub: Any, error: Exception) -> str:
-    """Why nothing came from the hub, in a few words."""
-    if isinstance(error, hub.errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, hub.errors.GatedRepoError):
-        return "its licence must be accepted on its page, then `hf auth login`"
-    if isinstance(error, hub.errors.RepositoryNotFoundError):
-        return "no such public repository"
-    return first_line(error)
 
 
 @functools.cache

@@ -148,6 +148,11 @@ def choose_runtime(wanted: str, device: torch.device, dtype: torch.dtype | None 
     return wanted
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What networks compute in where nobody says: fp16 on CUDA, else fp32."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 def unavailable(runtime: str, device: torch.device) -> str | None:
     """Why a runtime cannot be used on a device, in one line; None if it can."""
     if runtime == "torch":
@@ -177,7 +182,7 @@ def _candidates(
     runtime: str, device: torch.device, dtype: torch.dtype | None
 ) -> list[tuple[str, torch.dtype]]:
     """What to try, in this order."""
-    kind = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    kind = dtype or default_dtype(device)
     return list(dict.fromkeys([(runtime, kind), ("torch", kind), ("torch", torch.float32)]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,9 +25,38 @@ class Network:
     gradient: bool = False  # whether it calls torch.autograd.grad inside: a VJP
     expected: dict[str, Tensor] = field(default_factory=dict)  # right outputs for `inputs`, where stored
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()  # of every input in the calls to come, where known
+    channels_last: bool = True  # how torch lays out pictures and weights; False: as they come
     base: nn.Module | None = None  # `module` before adapters: other weights alone; TensorRT refits its plan
 
 
 def in_batches_of(count: int, examples: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shapes of a call's inputs like these examples, for so many items."""
     return {name: (count, *tensor.shape[1:]) for name, tensor in examples.items()}
+
+
+class Vjp(nn.Module):
+    """The vector-Jacobian product of a module with respect to its first input, as a module of its own.
+
+    `forward(first, *others)` gives the module's output and the gradient, float32, of its sum: of a score for
+    each item, each item's own. With `pulls`, `forward(first, *others, vector)` gives the gradient of
+    <output, vector> alone.
+    """
+
+    def __init__(self, module: nn.Module, pulls: bool = False, lift: float = 1.0) -> None:
+        """`lift`: how many times larger the gradient is inside the module, where half precision would round a
+        small one coarsely."""
+        super().__init__()
+        self.module, self.pulls, self.lift = module, pulls, lift
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = first.detach().requires_grad_()
+            if self.pulls:
+                *rest, vector = others
+                (gradient,) = torch.autograd.grad(self.module(leaf, *rest), leaf, vector)
+                return gradient
+            output = self.module(leaf, *others)
+            total = output.sum()
+            (gradient,) = torch.autograd.grad(total if self.lift == 1 else self.lift * total, leaf)
+        gradient = gradient.float()
+        return output.detach(), gradient if self.lift == 1 else 1 / self.lift * gradient

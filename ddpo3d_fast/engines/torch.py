@@ -25,7 +25,10 @@ class TorchEngine:
         """`dtype` is what floats are computed in; they come and go as float32."""
         self.device, self.dtype = torch.device(device), dtype
         self._names, self._outputs, self._gradient = list(network.inputs), network.outputs, network.gradient
-        self._module = placed(network.module, self.device, dtype, torch.channels_last)
+        last = network.channels_last
+        weights = torch.channels_last if last else torch.contiguous_format
+        self._module = placed(network.module, self.device, dtype, weights)
+        self._pictures = torch.channels_last if last else torch.preserve_format
         place = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         self.runtime = f"torch {torch.__version__}, {place}, {str(dtype).removeprefix('torch.')}"
 
@@ -42,7 +45,7 @@ class TorchEngine:
     def _cast(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+        layout = self._pictures if tensor.ndim == 4 else torch.contiguous_format
         return tensor.to(self.dtype, memory_format=layout)
 
 

@@ -7,14 +7,13 @@ so that the noise policy costs one decode and one score a noise.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddpo3d_fast import config
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
 from ddpo3d_fast.guidance.objectives import (
     ACTION_STREAM,
     NOISE_STREAM,
@@ -30,80 +29,64 @@ from ddpo3d_fast.guidance.policy import (
     shuffled,
 )
 from ddpo3d_fast.kernels import add_noise
-from ddpo3d_fast.priors import Prior
+from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.settings import Config
+from ddpo3d_fast.step import Step, Tensors
 
 DDIM_STRIDE = 0.1  # of the training timesteps, from a noisy view to the DDIM policy's action
-Timer = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
-class Guided(NamedTuple):
-    """What a guidance gives back."""
-
-    grad_pictures: Tensor  # [V, 3, H, W] gradient of the loss
-    metrics: dict[str, Tensor]  # one number each, on the device: reading one waits for it
-
-
-class ScoreDistillation:
+class ScoreDistillation(Guidance):
     """The guidance that a prior gives to views, weighted by what the reward thinks of the prior's guesses."""
 
     def __init__(
-        self,
-        prior: Prior,
-        prompt: Any,
-        text: str,
-        distillation: config.Distillation,
-        reward: config.Reward,
-        scorer: Reward | None,
-        seed: int,
-        noises: int,
-        timer: Timer = lambda part: contextlib.nullcontext(),
+        self, prior: Prior, prompt: Any, scorer: Reward | None, config: Config, timer: Timer = untimed
     ) -> None:
-        """`scorer` may be None where the policy weight is 0; `timer(part)` is entered around each part."""
-        self.prior, self.prompt, self.text, self.scorer = prior, prompt, text, scorer
-        self.settings, self.policy, self.seed, self.noises = distillation, reward, seed, noises
-        self.timer = timer
+        """`prompt` is what the prior has understood; `scorer` may be None where the policy weight is 0."""
+        self.prior, self.prompt, self.scorer, self.timer = prior, prompt, scorer, timer
+        self.text, self.seed, self.noises = config.prompt, config.seed, config.schedule.noises
+        self.settings, self.policy = config.distillation, config.reward
         self.baseline = RunningBaseline(device=prior.device)
-        self.objective = OBJECTIVES[distillation.residual]
+        self.objective = OBJECTIVES[self.settings.residual]
         self.arithmetic = Arithmetic(
             prediction_type=prior.prediction_type,
             clip=prior.clip,
             train_timesteps=len(prior.alphas_cumprod),
-            guidance_scale=distillation.guidance_scale,
-            guidance_rescale=distillation.guidance_rescale,
-            seed=seed,
+            guidance_scale=self.settings.guidance_scale,
+            guidance_rescale=self.settings.guidance_rescale,
+            seed=self.seed,
         )
 
-    def inputs(self, cameras: Tensor, timesteps: Tensor, step: int) -> tuple[dict[str, Tensor], bool]:
-        """What a step's guidance reads besides the pictures, on the CPU, and whether the policy acts in it.
+    def strength(self, step: Step) -> Tensor:
+        """[V] weight of the policy gradient at the step's timesteps, on the CPU."""
+        fractions = step.timesteps / len(self.prior.alphas_cumprod)
+        return self.policy.policy_weight * policy_schedule(fractions, self.policy.policy_max_timestep)
 
-        Args:
-            cameras: [V, 3] azimuth and elevation in radians, grey level of the background.
-            timesteps: [V] int64, on the CPU: whether the policy acts at them is decided without a wait.
-            step: counts the steps; the noise is a function of the seed and this number.
-        """
-        strength = self.policy.policy_weight * policy_schedule(
-            timesteps / len(self.prior.alphas_cumprod), self.policy.policy_max_timestep
-        )
+    def variant(self, step: Step) -> bool:
+        """Whether the policy acts: decided without a wait."""
+        return bool((self.strength(step) > 0).any())
+
+    def inputs(self, step: Step) -> Tensors:
+        """The policy's strength, and what makes the step's noises: a function of the seed and its number."""
         inputs = {
-            "seen_from": cameras,
-            "timesteps": timesteps,
-            "strength": strength,
-            "stream_offset": torch.tensor([2 * step]),  # a stream for the noise, one for the action
+            "strength": self.strength(step),
+            "stream_offset": torch.tensor([2 * step.number]),  # a stream for the noise, one for the action
         }
         if self.policy.shuffle_advantages:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            inputs["lots"] = torch.rand(len(timesteps), self.noises, generator=generator)
-        return inputs, bool((strength > 0).any())
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
+            inputs["lots"] = torch.rand(len(step.timesteps), self.noises, generator=generator)
+        return inputs
 
-    def __call__(self, pictures: Tensor, inputs: dict[str, Tensor], acting: bool) -> Guided:
-        """One step's guidance: device work alone, which a CUDA graph can hold.
+    def state(self) -> Tensors:
+        """The window of the run's last rewards."""
+        return {"rewards": self.baseline.window}
 
-        Args:
-            pictures: [V, 3, H, W] in [0, 1], of a size that the prior takes and on its device.
-            inputs, acting: what `inputs` gave, the tensors moved to the device.
-        """
-        prior, actions = self.prior, self.noises
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.baseline = RunningBaseline(state["rewards"], self.prior.device)
+
+    def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
+        (pictures, _, inputs, acting), prior, actions = seen, self.prior, self.noises
         timesteps, strength = inputs["timesteps"], inputs["strength"]
         with self.timer("predict"):
             conditions = prior.conditions(self.prompt, inputs["seen_from"])
@@ -129,7 +112,7 @@ class ScoreDistillation:
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
             metrics |= {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
-        return Guided(pull_back(grad), metrics)
+        return Gradient(pull_back(grad), metrics=metrics)
 
     def _ddim_step(
         self,
@@ -138,7 +121,7 @@ class ScoreDistillation:
         timesteps: Tensor,
         conditions: dict[str, Tensor],
         strength: Tensor,
-        inputs: dict[str, Tensor],
+        inputs: Tensors,
     ) -> tuple[Tensor, Tensor]:
         """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
         prior, actions = self.prior, self.noises
@@ -210,7 +193,7 @@ class ScoreDistillation:
             scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
         return scores.view(views, self.noises)
 
-    def _advantages(self, rewards: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def _advantages(self, rewards: Tensor, inputs: Tensors) -> Tensor:
         advantages = (
             group_advantages(rewards)
             if self.policy.baseline == "group"

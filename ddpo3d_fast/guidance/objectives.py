@@ -1,6 +1,6 @@
 """What pulls the latents: each objective is a weight w(t) and a residual of the prior's predictions.
 
-An objective of one's own is a line in OBJECTIVES, and its name in the settings' Literal.
+One of one's own is a file, a line in OBJECTIVES, and its name in the settings' Literal.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Objective(NamedTuple):
     weight: Callable[[Tensor], Tensor]  # w(t) of abar, [B] -> [B]
     residual: Callable[[Denoised, Tensor, Arithmetic], Tensor]
     """Predictions and the weight [B] of every item -> the gradient on the latents [V, ...]"""
+    rescales: bool = True
+    """Whether `--guidance-rescale` means something to it: it has one clean guess"""
 
 
 # ---- w(t)
@@ -148,6 +150,6 @@ def _clean_scale(denoised: Denoised, arithmetic: Arithmetic) -> Tensor | None:
 OBJECTIVES: dict[str, Objective] = {
     "clean": Objective(("nothing",), towards_clean, injected_noise),
     "sds": Objective(("nothing",), dreamfusion, injected_noise),
-    "csd": Objective(("nothing",), dreamfusion, classifier),
-    "nfsd": Objective(("nothing", "negative"), dreamfusion, noise_free),
+    "csd": Objective(("nothing",), dreamfusion, classifier, rescales=False),
+    "nfsd": Objective(("nothing", "negative"), dreamfusion, noise_free, rescales=False),
 }

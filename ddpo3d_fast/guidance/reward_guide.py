@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
 from ddpo3d_fast.rewards import Reward
+
+
+class RewardGuide(Guidance):
+    """Raises the score of the pictures, as much as the guidances before it pull."""
+
+    def __init__(self, scorer: Reward, text: str, weight: float, timer: Timer = untimed) -> None:
+        """`scorer` has a gradient; `text` is the prompt."""
+        self.scorer, self.text, self.weight, self.timer = scorer, text, weight, timer
+
+    def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
+        assert so_far.pictures is not None, "the guide is relative to a gradient"
+        with self.timer("reward"):
+            ascent, score = reward_guide(seen.pictures, self.text, self.scorer, self.weight, so_far.pictures)
+        return Gradient(ascent, metrics={"guide": score})
 
 
 def reward_guide(

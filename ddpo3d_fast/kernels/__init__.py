@@ -6,16 +6,8 @@ Needs torch, numpy and the extension only.
 from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
-from .diffusion import (
-    add_noise,
-    csd_mixture,
-    denoise_action,
-    guidance_rescale,
-    mixed_residual,
-    nfsd_mixture,
-    philox_normal,
-    score_residual,
-)
+from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
+from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,

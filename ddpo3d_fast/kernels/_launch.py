@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,14 +10,16 @@ from torch import Tensor
 from . import _backend
 
 
-def launch(device: torch.device, name: str, *arguments: object, cuda: Sequence[object] = ()) -> None:
+def launch(
+    device: torch.device, name: str, cuda: Mapping[str, object] | None = None, **arguments: object
+) -> None:
     """Calls the function `name` of the device's backend; the arguments in `cuda` go to the CUDA one only."""
     module = _backend.backend(device)
     if not _backend.uses_cuda(device):
-        getattr(module, name)(*arguments)
+        getattr(module, name)(**arguments)
         return
     with _backend.on(device):
-        getattr(module, f"{name}_cuda")(*arguments, *cuda, _backend.stream(device))
+        getattr(module, f"{name}_cuda")(**arguments, **cuda or {}, cuda_stream=_backend.stream(device))
 
 
 def same_device(name: str, value: object, like: Tensor | None = None, like_name: str = "") -> Tensor:

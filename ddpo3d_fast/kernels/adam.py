@@ -154,11 +154,22 @@ def _update_cpu(
             scale = rate_scale[index if len(rate_scale) > 1 else 0]
             rate = float(torch.tensor(rate, dtype=torch.float32) * scale)
             rates = None if rates is None else rates * scale
-        tensors = (address(tensor) for tensor in group[:4])
         launch(
-            group.param.device, "adam", *tensors, group.rows, group.columns,
-            number, rate, address(rates), beta1, beta2, eps,
-        )  # fmt: skip
+            group.param.device,
+            "adam",
+            param=address(group.param),
+            grad=address(group.grad),
+            exp_avg=address(group.exp_avg),
+            exp_avg_sq=address(group.exp_avg_sq),
+            rows=group.rows,
+            columns=group.columns,
+            step=number,
+            learning_rate=rate,
+            row_learning_rates=address(rates),
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=eps,
+        )
 
 
 def _update_cuda(
@@ -187,9 +198,18 @@ def _update_cuda(
     for first in range(0, len(rows), most):
         scales = rate_scale[first:] if rate_scale is not None and stride else rate_scale
         launch(
-            device, "adam", rows[first : first + most], number, beta1, beta2, eps,
-            address(device_step), address(scales), stride, address(skip),
-        )  # fmt: skip
+            device,
+            "adam",
+            groups=rows[first : first + most],
+            step=number,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=eps,
+            device_step=address(device_step),
+            rate_scales=address(scales),
+            rate_scale_stride=stride,
+            skip=address(skip),
+        )
 
 
 def _check(prefix: str, group: AdamGroup, like: Tensor | None) -> _Checked:

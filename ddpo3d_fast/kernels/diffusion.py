@@ -19,19 +19,29 @@ Symbols: z latents, eps noise, abar = alphas_cumprod at the timestep, abar' = at
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _backend
 from ._backend import address, integer
-from ._launch import device_number, launch, same_device
-
-PREDICTION_TYPES = {"epsilon": 0, "v_prediction": 1, "sample": 2}
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+from ._diffusion_arguments import (
+    PREDICTION_TYPES,
+    check_alphas,
+    check_type,
+    count_of,
+    dims_of,
+    divisor,
+    latents_of,
+    make_prediction,
+    offset_streams,
+    per_item,
+    typed,
+    uint64,
+)
+from ._launch import launch
 
 
 class DenoisedAction(NamedTuple):
@@ -70,11 +80,19 @@ def philox_normal(
     sizes = tuple(integer("shape", size, "a sequence of ints") for size in shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape: expected sizes of 0 or more, got {sizes}")
-    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
+    seed, stream = uint64("seed", seed), uint64("stream", stream)
     _backend.uses_cuda(torch.device(device))
     out = torch.empty(sizes, dtype=torch.float32, device=device)
-    (stream,), offset = _offset_streams(out.device, stream_offset, stream)
-    launch(out.device, "philox_normal", address(out), out.numel(), seed, stream, cuda=[offset])
+    (stream,), offset = offset_streams(out.device, stream_offset, stream)
+    launch(
+        out.device,
+        "philox_normal",
+        {"stream_offset": offset},
+        out=address(out),
+        count=out.numel(),
+        seed=seed,
+        stream=stream,
+    )
     return out
 
 
@@ -102,27 +120,26 @@ def add_noise(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
     """
-    latents = _latents("latents", latents)
-    actions = _count("actions", actions)
+    latents = latents_of("latents", latents)
+    actions = count_of("actions", actions)
     views = latents.shape[0]
-    alphas = _per_item("alphas_cumprod", alphas_cumprod, views * actions, latents, "latents")
-    _check_alphas(alphas)
-    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
-    (stream,), offset = _offset_streams(latents.device, stream_offset, stream)
+    alphas = per_item("alphas_cumprod", alphas_cumprod, views * actions, latents, "latents")
+    check_alphas(alphas)
+    seed, stream = uint64("seed", seed), uint64("stream", stream)
+    (stream,), offset = offset_streams(latents.device, stream_offset, stream)
     noisy = torch.empty((views * actions, *latents.shape[1:]), dtype=torch.float32, device=latents.device)
     launch(
         latents.device,
         "add_noise",
-        address(latents),
-        _DTYPES[latents.dtype],
-        address(alphas),
-        address(noisy),
-        views,
-        actions,
-        _dims(latents),
-        seed,
-        stream,
-        cuda=[offset],
+        {"stream_offset": offset},
+        **typed("latents", latents),
+        alphas_cumprod=address(alphas),
+        noisy=address(noisy),
+        views=views,
+        actions=actions,
+        dims=dims_of(latents),
+        seed=seed,
+        stream=stream,
     )
     return noisy
 
@@ -183,15 +200,15 @@ def denoise_action(
         raise ValueError(f"outputs: expected a sequence of {', '.join(DenoisedAction._fields)}, got {got!r}")
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta: expected a number from 0 to 1, got {eta}")
-    prediction, kept = _prediction(
+    prediction, kept = make_prediction(
         noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale
     )
     items, device = noisy.shape[0], noisy.device
-    prev = _per_item("prev_alphas_cumprod", prev_alphas_cumprod, items, noisy, "noisy")
+    prev = per_item("prev_alphas_cumprod", prev_alphas_cumprod, items, noisy, "noisy")
     if device.type == "cpu" and not bool(((prev >= kept[-1]) & (prev <= 1)).all()):
         raise ValueError("prev_alphas_cumprod: expected values from alphas_cumprod to 1, got some outside")
-    seed, stream = _uint64("seed", seed), _uint64("stream", stream)
-    (stream,), offset = _offset_streams(device, stream_offset, stream)
+    seed, stream = uint64("seed", seed), uint64("stream", stream)
+    (stream,), offset = offset_streams(device, stream_offset, stream)
 
     shapes = dict.fromkeys(DenoisedAction._fields, tuple(noisy.shape)) | {"log_prob": (items,)}
     result = DenoisedAction(
@@ -202,20 +219,20 @@ def denoise_action(
     )
     squares = None  # what a GPU's blocks leave for the sum over each item
     if result.log_prob is not None and _backend.uses_cuda(device):
-        count = _backend.backend(device).denoise_action_squares(items, _dims(noisy))
+        count = _backend.backend(device).denoise_action_squares(items, dims_of(noisy))
         squares = torch.empty(count, dtype=torch.float64, device=device)
     launch(
         device,
         "denoise_action",
-        prediction,
-        address(prev),
-        float(eta),
-        items,
-        _dims(noisy),
-        seed,
-        stream,
-        *(address(tensor) for tensor in result),
-        cuda=[address(squares), offset],
+        {"squares": address(squares), "stream_offset": offset},
+        prediction=prediction,
+        prev_alphas_cumprod=address(prev),
+        eta=float(eta),
+        items=items,
+        dims=dims_of(noisy),
+        seed=seed,
+        stream=stream,
+        **{name: address(tensor) for name, tensor in result._asdict().items()},
     )
     return result
 
@@ -262,38 +279,39 @@ def score_residual(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
     """
-    prediction, _kept = _prediction(
+    prediction, _kept = make_prediction(
         noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale
     )
-    items, actions = noisy.shape[0], _divisor("actions", actions, noisy)
-    weights = _per_item("residual_weight", residual_weight, items, noisy, "noisy")
+    items, actions = noisy.shape[0], divisor("actions", actions, noisy)
+    weights = per_item("residual_weight", residual_weight, items, noisy, "noisy")
     action_weights = None
     if action_weight is not None:
-        action_weights = _per_item("action_weight", action_weight, items, noisy, "noisy")
+        action_weights = per_item("action_weight", action_weight, items, noisy, "noisy")
         if action_stream is None:
             raise ValueError("action_stream: expected the actions' stream beside action_weight, got None")
         if action_stream == noise_stream:
             raise ValueError(
                 f"action_stream: expected another stream than noise_stream, got {action_stream} for both"
             )
-    seed, noise_stream = _uint64("seed", seed), _uint64("noise_stream", noise_stream)
-    streams, offset = _offset_streams(
-        noisy.device, stream_offset, noise_stream, _uint64("action_stream", action_stream or 0)
+    seed, noise_stream = uint64("seed", seed), uint64("noise_stream", noise_stream)
+    streams, offset = offset_streams(
+        noisy.device, stream_offset, noise_stream, uint64("action_stream", action_stream or 0)
     )
     grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32, device=noisy.device)
     launch(
         noisy.device,
         "score_residual",
-        prediction,
-        address(weights),
-        address(action_weights),
-        items // actions,
-        actions,
-        _dims(noisy),
-        seed,
-        *streams,
-        address(grad),
-        cuda=[offset],
+        {"stream_offset": offset},
+        prediction=prediction,
+        residual_weight=address(weights),
+        action_weight=address(action_weights),
+        views=items // actions,
+        actions=actions,
+        dims=dims_of(noisy),
+        seed=seed,
+        noise_stream=streams[0],
+        action_stream=streams[1],
+        grad=address(grad),
     )
     return grad
 
@@ -335,240 +353,32 @@ def mixed_residual(
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; on the CPU also
             an m_n that is not 0 without `pred_negative`, which a GPU takes for 0.
     """
-    _check_type(prediction_type)
-    noisy = _latents("noisy", noisy)
-    cond = _latents("pred_cond", pred_cond, noisy)
-    uncond = _latents("pred_uncond", pred_uncond, noisy)
-    negative = None if pred_negative is None else _latents("pred_negative", pred_negative, noisy)
-    items, actions = noisy.shape[0], _divisor("actions", actions, noisy)
-    alphas = _per_item("alphas_cumprod", alphas_cumprod, items, noisy, "noisy")
-    _check_alphas(alphas)
-    weights = _per_item("residual_weight", residual_weight, items, noisy, "noisy")
-    mixture = _per_item("mixture", mixture, items, noisy, "noisy", columns=(3,))
+    check_type(prediction_type)
+    noisy = latents_of("noisy", noisy)
+    cond = latents_of("pred_cond", pred_cond, noisy)
+    uncond = latents_of("pred_uncond", pred_uncond, noisy)
+    negative = None if pred_negative is None else latents_of("pred_negative", pred_negative, noisy)
+    items, actions = noisy.shape[0], divisor("actions", actions, noisy)
+    alphas = per_item("alphas_cumprod", alphas_cumprod, items, noisy, "noisy")
+    check_alphas(alphas)
+    weights = per_item("residual_weight", residual_weight, items, noisy, "noisy")
+    mixture = per_item("mixture", mixture, items, noisy, "noisy", columns=(3,))
     if negative is None and mixture.device.type == "cpu" and bool((mixture[:, 2] != 0).any()):
         raise ValueError("mixture: expected 0 as the coefficient of the absent pred_negative, got another")
     grad = torch.empty((items // actions, *noisy.shape[1:]), dtype=torch.float32, device=noisy.device)
-    inputs = [None if prediction_type == "epsilon" else noisy, cond, uncond, negative]
     params = _backend.backend(noisy.device).MixedResidual(
-        *(
-            value
-            for tensor in inputs
-            for value in (address(tensor), 0 if tensor is None else _DTYPES[tensor.dtype])
-        ),
-        address(alphas),
-        address(weights),
-        address(mixture),
-        PREDICTION_TYPES[prediction_type],
-        items // actions,
-        actions,
-        _dims(noisy),
-        address(grad),
+        **typed("noisy", None if prediction_type == "epsilon" else noisy),
+        **typed("conditional", cond),
+        **typed("unconditional", uncond),
+        **typed("negative", negative),
+        alphas_cumprod=address(alphas),
+        residual_weight=address(weights),
+        mixture=address(mixture),
+        type=PREDICTION_TYPES[prediction_type],
+        views=items // actions,
+        actions=actions,
+        dims=dims_of(noisy),
+        grad=address(grad),
     )
-    launch(noisy.device, "mixed_residual", params)
+    launch(noisy.device, "mixed_residual", params=params)
     return grad
-
-
-def csd_mixture(items: int, device: torch.device | str = "cpu") -> Tensor:
-    """Classifier score distillation, eps_c - eps_u (Yu et al., arXiv 2310.19415), as the `mixture`
-    [items, 3] of `mixed_residual`. It has no guidance scale: that would be another residual weight."""
-    mixture = torch.zeros((items, 3), device=device)
-    mixture[:, 0], mixture[:, 1] = 1, -1
-    return mixture
-
-
-def nfsd_mixture(timesteps: Tensor, guidance_scale: float, train_timesteps: int = 1000) -> Tensor:
-    """Noise-free score distillation (Katzir et al., arXiv 2310.17590) as the `mixture` of `mixed_residual`.
-
-        s (eps_c - eps_u) + delta_D,    delta_D = eps_u where t < 200 of 1000, eps_u - eps_n elsewhere
-
-    with the empty prompt's eps_u and the negative prompt's eps_n, which need not be predicted where all
-    timesteps are that early.
-
-    Args:
-        timesteps: [B] t of every item.
-        guidance_scale: s.
-        train_timesteps: how many timesteps the UNet was trained with, the 1000 above.
-
-    Returns:
-        [B, 3] float32 on the device of `timesteps`, made without a wait.
-
-    Raises:
-        TypeError, ValueError: `timesteps` no tensor or of another shape, a scale that is not finite.
-    """
-    timesteps = same_device("timesteps", timesteps)
-    if timesteps.dim() != 1:
-        raise ValueError(f"timesteps: expected shape [B], got {list(timesteps.shape)}")
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}")
-    mixture = torch.full((len(timesteps), 3), float(guidance_scale), device=timesteps.device)
-    mixture[:, 1] = 1 - mixture[:, 0]
-    mixture[:, 2] = -(5 * timesteps >= train_timesteps).float()
-    return mixture
-
-
-def guidance_rescale(clean_cond: Tensor, clean_guided: Tensor, rescale: float) -> Tensor:
-    """How much the guided clean guess is to shrink, as the `clean_scale` of `score_residual` and
-    `denoise_action`: strong guidance widens its spread, which over-saturates (Lin et al., arXiv 2305.08891,
-    section 3.4).
-
-        rescale std(z0^_cond) / std(z0^_guided) + 1 - rescale
-
-    with the deviation over an item's elements. MVDream takes it over an object's views together: give it
-    their guesses as one item, and repeat the factor.
-
-    Args:
-        clean_cond: [B, ...] clean guess from the conditional prediction alone: `denoise_action` with
-            `pred_uncond=None` and `outputs=("clean",)`.
-        clean_guided: [B, ...] clean guess after guidance, unclipped as the other.
-        rescale: 0 (no change) to 1 (the deviation of `clean_cond`); the paper has 0.7, MVDream 0.5.
-
-    Returns:
-        [B] float32 on the tensors' device, made without a wait. 1 where the guided guess is constant.
-
-    Raises:
-        TypeError, ValueError: guesses of unlike shapes, devices or unknown dtypes, a rescale outside 0 to 1.
-    """
-    if not 0.0 <= rescale <= 1.0:
-        raise ValueError(f"rescale: expected a number from 0 to 1, got {rescale}")
-    guided = _latents("clean_guided", clean_guided)
-    cond = _latents("clean_cond", clean_cond, guided, "clean_guided")
-    of_cond, of_guided = (guess[:, None].flatten(1).float().std(1, correction=0) for guess in (cond, guided))
-    ratio = torch.where(of_guided == 0, 1.0, of_cond / of_guided)
-    return rescale * ratio + (1 - rescale)
-
-
-def ddim_sigma(alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0) -> Tensor:
-    """sigma = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar')), DDIM eq. 16. Any shapes that broadcast;
-    float32."""
-    abar, prev = alphas_cumprod.double(), prev_alphas_cumprod.double()
-    variance = (1 - prev) / (1 - abar).clamp_min(1e-300) * (1 - abar / prev)
-    return (eta * variance.clamp_min(0).sqrt()).float()
-
-
-def policy_gradient_coefficient(
-    alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0
-) -> Tensor:
-    """sqrt(abar') / sigma, with which grad_z log pi(action) = coefficient * n when the UNet's Jacobian is
-    dropped.
-
-    Any shapes that broadcast; float32. Where sigma is 0 the policy is deterministic and the coefficient 0.
-    """
-    sigma = ddim_sigma(alphas_cumprod, prev_alphas_cumprod, eta)
-    return torch.where(sigma > 0, prev_alphas_cumprod.float().sqrt() / sigma, torch.zeros_like(sigma))
-
-
-def _prediction(
-    noisy: Tensor,
-    pred_cond: Tensor,
-    pred_uncond: Tensor | None,
-    alphas_cumprod: Tensor,
-    guidance_scale: float,
-    prediction_type: str,
-    clip: tuple[float, float] | None,
-    clean_scale: Tensor | None,
-) -> tuple[Any, list[Tensor]]:
-    """Checks what every use of a prediction shares, and makes the backend's Prediction of it. The list keeps
-    the tensors alive; its last one is abar."""
-    _check_type(prediction_type)
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale: expected a finite number, got {guidance_scale}")
-    low, high = (0.0, 0.0) if clip is None else (float(clip[0]), float(clip[1]))
-    if clip is not None and not low < high:
-        raise ValueError(f"clip: expected (low, high) with low < high, got {clip}")
-    noisy = _latents("noisy", noisy)
-    cond = _latents("pred_cond", pred_cond, noisy)
-    uncond = None if pred_uncond is None else _latents("pred_uncond", pred_uncond, noisy)
-    alphas = _per_item("alphas_cumprod", alphas_cumprod, noisy.shape[0], noisy, "noisy")
-    _check_alphas(alphas)
-    scales = None
-    if clean_scale is not None:
-        scales = _per_item("clean_scale", clean_scale, noisy.shape[0], noisy, "noisy")
-    prediction = _backend.backend(noisy.device).Prediction(
-        address(noisy),
-        _DTYPES[noisy.dtype],
-        address(cond),
-        _DTYPES[cond.dtype],
-        address(uncond),
-        0 if uncond is None else _DTYPES[uncond.dtype],
-        address(alphas),
-        float(guidance_scale),
-        PREDICTION_TYPES[prediction_type],
-        clip is not None,
-        low,
-        high,
-    )
-    if scales is not None:
-        prediction.clean_scale = address(scales)
-    return prediction, [tensor for tensor in (noisy, cond, uncond, scales, alphas) if tensor is not None]
-
-
-def _latents(name: str, value: object, noisy: Tensor | None = None, noisy_name: str = "noisy") -> Tensor:
-    tensor = same_device(name, value, noisy, noisy_name)
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
-    if tensor.dim() < 1:
-        raise ValueError(f"{name}: expected [items, ...], got a scalar")
-    if noisy is not None and tensor.shape != noisy.shape:
-        raise ValueError(
-            f"{name}: expected the shape {tuple(noisy.shape)} of {noisy_name}, got {tuple(tensor.shape)}"
-        )
-    return tensor.contiguous()
-
-
-def _per_item(
-    name: str, value: object, items: int, like: Tensor, like_name: str, columns: tuple[int, ...] = ()
-) -> Tensor:
-    tensor = same_device(name, value, like, like_name)
-    if tensor.dtype != torch.float32:
-        raise TypeError(f"{name}: expected float32, got {tensor.dtype}")
-    if tensor.shape != (items, *columns):
-        raise ValueError(f"{name}: expected shape {(items, *columns)}, got {tuple(tensor.shape)}")
-    return tensor.contiguous()
-
-
-def _check_type(prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type: expected {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
-
-
-def _check_alphas(alphas: Tensor) -> None:
-    if alphas.device.type == "cpu" and not bool(((alphas > 0) & (alphas <= 1)).all()):
-        raise ValueError("alphas_cumprod: expected values in (0, 1], got some outside")
-
-
-def _offset_streams(
-    device: torch.device, offset: Tensor | None, *streams: int
-) -> tuple[tuple[int, ...], int]:
-    """The streams a backend is to be called with, and the address of the offset that it adds to them itself:
-    only on a GPU is it not known yet."""
-    if offset is None:
-        return streams, 0
-    offset = device_number("stream_offset", offset, torch.int64, device)
-    if _backend.uses_cuda(device):
-        return streams, address(offset)
-    return tuple((stream + int(offset)) % 2**64 for stream in streams), 0
-
-
-def _count(name: str, value: int) -> int:
-    count = integer(name, value)
-    if count < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {count}")
-    return count
-
-
-def _divisor(name: str, value: int, noisy: Tensor) -> int:
-    count = _count(name, value)
-    if noisy.shape[0] % count:
-        raise ValueError(f"{name}: expected a divisor of the {noisy.shape[0]} items of noisy, got {count}")
-    return count
-
-
-def _uint64(name: str, value: int) -> int:
-    word = integer(name, value)
-    if not 0 <= word < 2**64:
-        raise ValueError(f"{name}: expected 0 <= {name} < 2**64, got {word}")
-    return word
-
-
-def _dims(latents: Tensor) -> int:
-    return math.prod(latents.shape[1:])

@@ -5,25 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Engine, Network, TorchEngine, load_network
+from ddpo3d_fast.engines import Engine, Network, TorchEngine, Vjp, load_network
 from ddpo3d_fast.engines.torch import placed, reproducible
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.priors.base import Call
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
-
-
-class Call(NamedTuple):
-    """A kind of step to come: what engines that are built for their shapes should be built for."""
-
-    views: int
-    actions: int  # of a view
-    scale: float  # sides of the pictures, in units of the prior's own
-    groups: int = 2  # conditions that a prediction is made for
-
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -132,9 +123,8 @@ class AutoencoderCodec:
     @functools.cached_property
     def _encoder_vjp(self) -> Engine:
         examples = {"pictures": self._pictures, "grad": self._latents}
-        return self._engine(
-            "encoder_vjp", _EncoderVjp(self._to_latents), examples, "grad_pictures", gradient=True
-        )
+        pull_back = Vjp(self._to_latents, pulls=True)
+        return self._engine("encoder_vjp", pull_back, examples, "grad_pictures", gradient=True)
 
     def _engine(
         self, name: str, module: nn.Module, examples: dict[str, Tensor], output: str, gradient: bool = False
@@ -186,20 +176,6 @@ class _Encoder(nn.Module):
             moments = self.quant(moments)
         # KL: the mean, then the logarithm of the variance. Tiny: the latents, and nothing after them.
         return (moments[:, : self.channels] - self.shift) * self.scale
-
-
-class _EncoderVjp(nn.Module):
-    """Gradient with respect to the pictures from that with respect to the latents."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pictures: Tensor, grad: Tensor) -> Tensor:
-        leaf = pictures.detach().requires_grad_()
-        with torch.enable_grad():
-            (result,) = torch.autograd.grad(self.encoder(leaf), leaf, grad)
-        return result
 
 
 class _Decoder(nn.Module):

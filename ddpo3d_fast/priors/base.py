@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Call(NamedTuple):
+    """A kind of step to come: what engines that are built for their shapes should be built for."""
+
+    views: int
+    actions: int  # of a view
+    scale: float  # sides of the pictures, in units of the prior's own
+    groups: int = 2  # conditions that a prediction is made for
 
 
 class Codec(Protocol):

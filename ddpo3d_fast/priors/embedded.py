@@ -27,8 +27,7 @@ from ddpo3d_fast.engines import (
 )
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
-from ddpo3d_fast.priors.autoencoder import Call
-from ddpo3d_fast.priors.base import Codec
+from ddpo3d_fast.priors.base import Call, Codec
 from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder, Vocabulary, view_indices
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.prompts import Caption, parse_prompt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,15 @@ import torch
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
-from ddpo3d_fast.priors.hub import choose_weights
+from ddpo3d_fast.files import read_json
+from ddpo3d_fast.priors.folder import choose_weights
 from ddpo3d_fast.sources import record
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A part's JSON. Raises InputError that names it where it is missing or is none."""
     record(path)
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a part's configuration as JSON ({first_line(error)})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a part's configuration, a mapping, got {type(config).__name__}")
-    return config
+    return read_json(path, "a part's configuration")
 
 
 def load_network_part(package: str, kind: str, folder: Path, dtype: torch.dtype) -> Any:

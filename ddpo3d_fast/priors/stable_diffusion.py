@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpo3d_fast.engines import Network, choose_runtime, in_batches_of, load_network
+from ddpo3d_fast.engines import Network, choose_runtime, default_dtype, in_batches_of, load_network
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.autoencoder import AutoencoderCodec, Call
+from ddpo3d_fast.priors.autoencoder import AutoencoderCodec
 from ddpo3d_fast.priors.base import Codec
 from ddpo3d_fast.priors.clip_text import check_lengths, encode_texts
-from ddpo3d_fast.priors.hub import CODECS, find_model, missing_part
+from ddpo3d_fast.priors.find import find_codec
+from ddpo3d_fast.priors.folder import missing_part
+from ddpo3d_fast.priors.kinds import PriorSettings
 from ddpo3d_fast.priors.lora import Lora
 from ddpo3d_fast.priors.noise_schedule import highest_timestep, read_noise_schedule
 from ddpo3d_fast.priors.parts import check_number, load_network_part, read_config
@@ -35,40 +36,21 @@ class StableDiffusionPrior:
 
     clip: tuple[float, float] | None = None
 
-    def __init__(
-        self,
-        folder: str | Path,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        runtime: str = "auto",
-        codec: str | Path | None = None,
-        lora: Sequence[tuple[str | Path, float]] = (),
-        interpolate_views: bool = True,
-        calls: Sequence[Call] = (),
-        prompts: tuple[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, wanted: PriorSettings) -> None:
         """Loads all but the text encoders, which `prompt` loads and frees.
 
         Args:
             folder: SD 1.x, 2.x or XL in diffusers' format; weights as .safetensors or .bin, fp16 or fp32.
-            dtype: what the networks compute in; None: fp16 on CUDA, fp32 on the CPU.
-            runtime: as for `load_network`.
-            codec: an autoencoder to use instead of the folder's own: its folder, `taesd`, `taesdxl`, or a
-                hub's owner/name.
-            lora: .safetensors files of adapters and their scales, fused one after the other.
-            interpolate_views: whether the embeddings of the two nearest views are mixed; else the nearest
-                view's is taken.
-            calls: the steps of the run, where they are known, for the engines' profiles.
-            prompts: the prompt and the negative prompt of the run, where they are known: one that is too
-                long is then told before the UNet is loaded.
+            wanted: the rest; its `model` is what the user has called the folder.
 
         Raises:
             InputError: a part is missing, damaged or of another kind; the line names it. A prompt is too
                 long.
         """
-        self.folder, self.device = Path(folder), torch.device(device)
-        self.dtype = dtype or (torch.float16 if self.device.type == "cuda" else torch.float32)
-        self.interpolate_views = interpolate_views
+        self.folder, self.device = folder, torch.device(wanted.device)
+        runtime, lora = wanted.runtime, wanted.lora
+        self.dtype = wanted.dtype or default_dtype(self.device)
+        self.interpolate_views = wanted.interpolate_views
         if missing := missing_part(self.folder):
             raise InputError(missing)
         self.alphas_cumprod, self.prediction_type = read_noise_schedule(self.folder)
@@ -80,8 +62,9 @@ class StableDiffusionPrior:
         xl = unet_config.get("addition_embed_type") == "text_time"
         parts = ("unet", "text_encoder", "text_encoder_2") if xl else ("unet", "text_encoder")
         self._lora = [Lora(path, scale, parts) for path, scale in lora]
-        if prompts:
-            check_lengths(self.folder, [*view_prompts(prompts[0]), prompts[1]], xl)
+        if wanted.prompts:
+            prompt, negative = wanted.prompts
+            check_lengths(self.folder, [*view_prompts(prompt), negative], xl)
         # Adapters are added in fp32: in fp16, what is small beside the weights would be lost.
         precision = torch.float32 if lora else self.dtype
         unet = load_network_part("diffusers", "UNet2DConditionModel", self.folder / "unet", precision)
@@ -95,11 +78,11 @@ class StableDiffusionPrior:
         )
 
         half = self.dtype != torch.float32
-        vae = self.folder / "vae" if codec is None else _find_codec(codec, half)
+        vae = find_codec(wanted.codec, half) if wanted.codec else self.folder / "vae"
         size = unet.config.sample_size
         if not isinstance(size, int):
             raise InputError(f"{self.folder / 'unet'}: expected a whole number for sample_size, got {size!r}")
-        autoencoder = AutoencoderCodec(vae, self.device, self.dtype, runtime, self.xl, size, calls)
+        autoencoder = AutoencoderCodec(vae, self.device, self.dtype, runtime, self.xl, size, wanted.calls)
         self.codec: Codec = autoencoder
         self._factor, channels = autoencoder.factor, autoencoder.latent_channels
         if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
@@ -112,7 +95,7 @@ class StableDiffusionPrior:
         examples = _examples(channels, size, self._token_dim, pooled_dim)
         dynamic: dict[str, tuple[int, ...]] = dict.fromkeys(examples, (0,)) | {"noisy": (0, 2, 3)}
         shapes = []
-        for call in calls:
+        for call in wanted.calls:
             count, side = call.groups * call.views * call.actions, round(call.scale * size)
             shapes.append(in_batches_of(count, examples) | {"noisy": (count, channels, side, side)})
         base = None  # elsewhere a second UNet would only take up memory
@@ -201,16 +184,6 @@ class StableDiffusionPrior:
         ids[:, 0::4] = height * self._factor
         ids[:, 1::4] = width * self._factor
         return ids
-
-
-def _find_codec(codec: str | Path, half: bool) -> Path:
-    """The folder of the autoencoder that the user has named. InputError where there is none."""
-    folder = find_model(str(codec), "--codec", CODECS, half)
-    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            f"--codec: expected an autoencoder's folder, got a pipeline's; its own is {folder / 'vae'}"
-        )
-    return folder
 
 
 class _Unet(nn.Module):

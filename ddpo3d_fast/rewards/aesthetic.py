@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpo3d_fast import hub
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.rewards.base import RewardSettings
 from ddpo3d_fast.rewards.clip import OPENAI, has_model, load_open_clip, openai_is_cached
 from ddpo3d_fast.rewards.names import split_predictor
 from ddpo3d_fast.rewards.torchscript import is_torchscript
@@ -37,9 +39,7 @@ PREDICTORS = {
 }
 
 
-def aesthetic_reward(
-    kind: str, source: str = "", device: torch.device | str = "cpu", runtime: str = "auto"
-) -> TowerReward:
+def aesthetic_reward(kind: str, source: str = "", wanted: RewardSettings | None = None) -> TowerReward:
     """`aesthetic` (V2) or `aesthetic-v1`: how much people like a picture, about 1 to 10, whatever its prompt.
 
     `source` is what follows `aesthetic@`: the predictor's file, or a folder that holds it under its published
@@ -60,7 +60,7 @@ def aesthetic_reward(
             f"--reward: {name}: expected a predictor of {tower.width} features, as CLIP gives, "
             f"got {len(direction)} in {file}"
         )
-    return TowerReward(name, tower, direction, bias=bias, device=device, runtime=runtime)
+    return TowerReward(name, tower, direction, bias=bias, wanted=wanted)
 
 
 def find_predictor(kind: str, source: str) -> Path:
@@ -72,30 +72,15 @@ def find_predictor(kind: str, source: str) -> Path:
         if not path.is_file():
             raise InputError(f"--reward: {kind}@{source}: expected {file} from {url}, found no {path}")
         return path
-    path = _cached_predictor(kind)
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=False)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"--reward: {kind}: {path} is missing and cannot be fetched ({first_line(error)}): "
-                f"get it from {url}, or name a local copy as {kind}@PATH"
-            ) from error
-    return path
+    return hub.find_url(url, file, f"--reward: {kind}", f"name a local copy as {kind}@PATH")
 
 
 def is_at_hand(kind: str = "aesthetic") -> bool:
     """Whether the predictor and its CLIP are in this machine's caches, and what loads them is installed."""
     try:
-        return _cached_predictor(kind).is_file() and openai_is_cached()
+        return hub.cached_url(PREDICTORS[kind][0]).is_file() and openai_is_cached()
     except InputError:
         return False
-
-
-def _cached_predictor(kind: str) -> Path:
-    """Where torch's hub cache has the predictor's file, or would have it."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PREDICTORS[kind][0]
 
 
 def load_predictor(file: Path, layers: tuple[str, ...], name: str) -> tuple[Tensor, float]:

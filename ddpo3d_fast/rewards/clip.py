@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ddpo3d_fast.engines.libraries import HUB_NAME, files_on_hub, hub_reason, library
+from ddpo3d_fast import hub
+from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line, suggestion
+from ddpo3d_fast.rewards.base import RewardSettings
 from ddpo3d_fast.rewards.names import PREDICTORS, split_model
 from ddpo3d_fast.rewards.torchscript import is_torchscript, read_torchscript
 from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
@@ -30,7 +31,7 @@ MODEL_FILES = ("*.json", "*.txt", *WEIGHTS, "model.safetensors", "pytorch_model.
 OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 
 
-def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: str = "auto") -> TowerReward:
+def clip_reward(source: str = "", wanted: RewardSettings | None = None) -> TowerReward:
     """`clip`: 100 times the cosine between picture and prompt (Radford et al., arXiv 2103.00020).
 
     `source` is what follows `clip@`: MODEL:PRETRAINED as open_clip lists them, MODEL:FILE, a file of OpenAI's
@@ -40,7 +41,7 @@ def clip_reward(source: str = "", device: torch.device | str = "cpu", runtime: s
     """
     name = f"clip@{source}" if source else "clip"
     tower, embed = load_open_clip(source or OPENAI, name)
-    return TowerReward(name, tower, embed, 100.0, device=device, runtime=runtime)
+    return TowerReward(name, tower, embed, 100.0, wanted=wanted)
 
 
 def load_open_clip(source: str, name: str, quick_gelu: bool = False) -> tuple[Tower, TextEncoder]:
@@ -96,7 +97,8 @@ def has_model(folder: str) -> bool:
 def openai_is_cached() -> bool:
     """Whether OpenAI's ViT-L/14 is in the hub's cache on this machine. InputError without open_clip."""
     open_clip: Any = library("open_clip", "--reward: clip")
-    return cached_file(*_published(open_clip.get_pretrained_cfg(*split_model(OPENAI))), "clip") is not None
+    tag = open_clip.get_pretrained_cfg(*split_model(OPENAI))
+    return hub.cached_file(*_published(tag), "--reward: clip") is not None
 
 
 def _published(tag: dict[str, Any]) -> tuple[str, Sequence[str]]:
@@ -225,42 +227,10 @@ def _towers(clip: Any, width: int, tokenize: Any, name: str) -> tuple[Tower, Tex
 
 
 def hub_file(repository: str, files: Sequence[str], name: str) -> Path:
-    """The first of these files of a hub repository that the local cache has, or else the network.
-
-    InputError, one line with what is missing and how to get it, where neither has.
-    """
-    if not HUB_NAME.fullmatch(repository):
-        raise InputError(
-            f"--reward: {name}: expected a local path or OWNER/NAME on the hub, found no {repository!r}"
-        )
-    hub: Any = library("huggingface_hub", f"--reward: {name}")
-    if (cached := cached_file(repository, files, name)) is not None:
-        return cached
-    reason = "no such file"
-    try:
-        there = files_on_hub(hub, repository)
-        for file in files:
-            if file in there:
-                return Path(hub.hf_hub_download(repository, file))
-    except Exception as error:  # the hub's and its HTTP client's share no base class
-        reason = hub_reason(hub, error)
+    """The first of these files of a hub repository that is to be had, for the reward of this name."""
     kind = name.partition("@")[0]
     place = "PREDICTOR,CLIP" if kind in PREDICTORS else "PATH"
-    raise InputError(
-        f"--reward: {name}: {files[0]} of {repository} is not in the hub's cache and cannot be fetched "
-        f"({reason}): run `hf download {repository}` where there is a network, or name a local copy as "
-        f"{kind}@{place}"
-    )
-
-
-def cached_file(repository: str, files: Sequence[str], name: str) -> Path | None:
-    """The first of these files of a hub repository that the local cache has."""
-    hub: Any = library("huggingface_hub", f"--reward: {name}")
-    for file in files:
-        path = hub.try_to_load_from_cache(repository, file)
-        if isinstance(path, str):
-            return Path(path)
-    return None
+    return hub.find_file(repository, files, f"--reward: {name}", f"name a local copy as {kind}@{place}")
 
 
 def _complete(folder: Path, name: str) -> Path:

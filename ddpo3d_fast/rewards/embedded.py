@@ -5,24 +5,24 @@ by `python -m ddpo3d_fast.training.scorer`."""
 
 from __future__ import annotations
 
-import json
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
-from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
-from ddpo3d_fast.engines.torch import reproducible
+from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.resampling import Resize
+from ddpo3d_fast.files import read_json
+from ddpo3d_fast.resampling import scaled, scaled_vjp
+from ddpo3d_fast.rewards.base import RewardSettings, check_images
 from ddpo3d_fast.sources import record
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
 SIZE = 64  # pixels of the tower's input
-_RESIZE = Resize(SIZE, "bilinear", squash=True)
 
 
 def make_tower(widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool) -> nn.Sequential:
@@ -53,112 +53,95 @@ class ScorerNetwork(nn.Module):
         return self.head(self.tower(pictures * 2 - 1).mean((2, 3)))[:, 0]
 
 
-class _ScorerVjp(nn.Module):
-    """Scores, and the gradient of each with respect to its picture."""
-
-    def __init__(self, scorer: nn.Module) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = pictures.detach().requires_grad_()
-        scores = self.scorer(leaf)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-        return scores.detach(), gradient
-
-
 def to_tower_size(images: Tensor) -> Tensor:
     """Images [B, 3, N, N] at 64 px: the mean over pixel blocks where 64 divides N, bilinear otherwise."""
-    size = images.shape[-1]
-    if size == SIZE:
-        return images
-    if size % SIZE == 0:
-        return avg_pool2d(images, size // SIZE)
-    return _RESIZE(images)
+    return images if images.shape[-1] == SIZE else scaled(images, SIZE)
 
 
-class EmbeddedScorer:
-    """The scorer of a folder with config.json and model.safetensors, run in float32.
+def embedded_reward(source: str, wanted: RewardSettings) -> EmbeddedReward:
+    """`embedded`: how clean a render looks, whatever its prompt. Takes no source."""
+    return EmbeddedReward(wanted)
 
-    InputError where a file is missing or damaged.
-    """
 
-    def __init__(
-        self,
-        folder: Path | str = FOLDER,
-        device: torch.device | str = "cpu",
-        runtime: str = "auto",
-        batches: tuple[int, int] | None = None,
-    ) -> None:
-        """`runtime` is one of `load_network`'s; `auto` is torch. `batches` are the pictures of a call of
-        `score` and of `score_vjp`, where that is known, for the engines' profiles."""
-        folder, self._batches = Path(folder), batches
+class EmbeddedReward:
+    """The scorer of a folder with config.json and model.safetensors, run in float32, on torch where `wanted`
+    says auto. InputError where a file is missing or damaged, or the runtime is not to be had."""
+
+    name, differentiable, capturable = "embedded", True, True
+
+    def __init__(self, wanted: RewardSettings | None = None, folder: Path | str = FOLDER) -> None:
+        """`wanted` is as on the CPU if left out."""
+        self.wanted, folder = wanted or RewardSettings(), Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"scorer: {folder / name} is missing")
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json", "a scorer's configuration")
             weights = load_file(folder / "model.safetensors")
             self.network = ScorerNetwork(tuple(config["widths"]), tuple(config["depths"]))
             self.network.load_state_dict({name: weight.float() for name, weight in weights.items()})
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"scorer: {folder} is damaged: {str(error).splitlines()[0]}") from error
         record(folder)
-        self.network.to(device).eval().requires_grad_(False)
-        self.device = torch.device(device)
-        self.runtime = f"torch {torch.__version__}, {self.device.type.upper()}"
-        self._engines: dict[bool, Engine] = {}  # by whether they give the gradient, too
-        if runtime not in ("auto", "torch"):
-            for gradient in (False, True):
-                network = self.network_for_engines(gradient)
-                self._engines[gradient] = load_network(network, self.device, runtime, torch.float32)
-            self.runtime = self._engines[False].runtime
+        self.device = torch.device(self.wanted.device)
+        self.network.to(self.device).eval().requires_grad_(False)
+        self.on_torch = self.wanted.runtime in ("auto", "torch")
+
+    @property
+    def runtime(self) -> str:
+        """For people: what runs it."""
+        if self.on_torch:
+            return f"torch {torch.__version__}, {self.device.type.upper()}"
+        return self._scorer.runtime
+
+    def prepare(self, gradient: bool) -> None:
+        """Loads, or builds, the engines that would else be made at their first call."""
+        _ = self._scorer
+        if gradient:
+            _ = self._scorer_vjp
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for others."""
+        check_images(images, self.device, square=True)
+        if len(images) == 0:  # torch's pixel_unshuffle does not take it
+            return images.new_zeros(0)
+        return self._scorer(images=to_tower_size(images))["scores"]
+
+    @torch.no_grad()
+    def score_vjp(self, images: Tensor, prompts: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+        """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
+        check_images(images, self.device, square=True)
+        if len(images) == 0:
+            return images.new_zeros(0), torch.zeros_like(images)
+        outputs, side = self._scorer_vjp(images=to_tower_size(images)), images.shape[-1]
+        gradient = outputs["gradient"]
+        return outputs["scores"], gradient if side == SIZE else scaled_vjp(gradient, side)
 
     def network_for_engines(self, gradient: bool) -> Network:
         """`scorer`: images [B, 3, 64, 64] to `scores` [B]. `scorer_vjp`: to `scores` and `gradient`, the
         gradient of each image's own score."""
         images = {"images": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))}
+        batches = self.wanted.batches
         return Network(
             name="scorer_vjp" if gradient else "scorer",
-            module=_ScorerVjp(self.network).eval() if gradient else self.network,
+            module=Vjp(self.network).eval() if gradient else self.network,
             inputs=images,
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic={"images": (0,)},
             gradient=gradient,
-            shapes=(in_batches_of(self._batches[gradient], images),) if self._batches else (),
+            shapes=(in_batches_of(batches[gradient], images),) if batches else (),
+            channels_last=False,
         )
 
-    def _check(self, images: Tensor) -> None:
-        shape = tuple(images.shape)
-        if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] == 0:
-            raise ValueError(f"images: expected shape [B, 3, N, N], got {list(shape)}")
-        if images.dtype != torch.float32:
-            raise TypeError(f"images: expected float32, got {images.dtype}")
-        if images.device.type != self.device.type:
-            raise ValueError(f"images: expected device {self.device}, got {images.device}")
+    @functools.cached_property
+    def _scorer(self) -> Engine:
+        return self._engine(gradient=False)
 
-    @torch.no_grad()
-    def score(self, images: Tensor) -> Tensor:
-        """images float32 [B, 3, N, N] in [0, 1] -> scores float32 [B]. ValueError or TypeError for others."""
-        self._check(images)
-        if len(images) == 0:  # torch's pixel_unshuffle does not take it
-            return images.new_zeros(0)
-        with reproducible(gradient=False):
-            small = to_tower_size(images)
-            return self._engines[False](images=small)["scores"] if self._engines else self.network(small)
+    @functools.cached_property
+    def _scorer_vjp(self) -> Engine:
+        return self._engine(gradient=True)
 
-    def score_vjp(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B], and the gradient [B, 3, N, N] of each image's own score; no autograd graph."""
-        self._check(images)
-        if len(images) == 0:
-            return images.new_zeros(0), torch.zeros_like(images)
-        with torch.enable_grad(), reproducible(gradient=True):
-            leaf = images.detach().clone().requires_grad_()
-            small = to_tower_size(leaf)
-            if self._engines:
-                outputs = self._engines[True](images=small)
-                (gradient,) = torch.autograd.grad(small, leaf, outputs["gradient"])
-                return outputs["scores"], gradient
-            scores = self.network(small)
-            (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-        return scores.detach(), gradient
+    def _engine(self, gradient: bool) -> Engine:
+        runtime = "torch" if self.on_torch else self.wanted.runtime
+        return load_network(self.network_for_engines(gradient), self.device, runtime, torch.float32)

@@ -1,37 +1,14 @@
-"""What a user calls a reward: NAME, NAME@WHERE or module:function, each with =WEIGHT or without."""
+"""The parts of what a user calls a reward: a weight, a predictor and its CLIP, a model and its weights."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from ddpo3d_fast.errors import InputError, suggestion
+from ddpo3d_fast.errors import InputError
 
 PREDICTORS = ("aesthetic", "aesthetic-v1")  # on CLIP: WHERE names either, or both
-# Those whose weights are not in the package. No module of the user's can be called NAME@WHERE, so that
-# `clip:score` stays a function of theirs.
-PUBLISHED = (*PREDICTORS, "clip", "hps", "pickscore")
-
-
-def parse_rewards(specs: Sequence[str]) -> list[tuple[str, float]]:
-    """Names and weights of NAME or NAME=WEIGHT (1 if left out), before anything is loaded. What follows the
-    last = of a path or a module and is no number is part of the name.
-
-    InputError for a bad weight or a name that can be none.
-    """
-    parsed = [split_weight(spec) for spec in specs]
-    for name, _ in parsed:
-        kind, at, source = name.partition("@")
-        known = name == "embedded" or (kind in PUBLISHED and (source or not at))
-        if not known and not all(name.partition(":")):
-            raise InputError(
-                f"--reward: expected `embedded` or module:function of your own, got {name!r}, which is none "
-                f"of {', '.join(PUBLISHED)} either{suggestion(kind, [*PUBLISHED, 'embedded'])}"
-            )
-    if not parsed:
-        raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
-    return parsed
 
 
 def split_weight(spec: str) -> tuple[str, float]:
@@ -66,19 +43,8 @@ def split_model(where: str) -> tuple[str, str]:
     return model, weights
 
 
-def map_paths(name: str, change: Callable[[str], str]) -> str:
-    """The same NAME@WHERE, with every file or folder of this machine that it names as `change` has it.
-
-    A leading ~ is the home folder. What is no path, or is not there, stays as it is.
-    """
-    kind, at, where = name.partition("@")
-    if kind not in PUBLISHED or not at:
-        return name
-    first, second = split_predictor(os.path.expanduser(where)) if kind in PREDICTORS else (where, "")
-    return kind + at + _map_path(first, change) + (f",{_map_path(second, change)}" if second else "")
-
-
-def _map_path(where: str, change: Callable[[str], str]) -> str:
+def map_path(where: str, change: Callable[[str], str]) -> str:
+    """The same file, folder or MODEL:FILE as `change` has the path; what is not there stays as it is."""
     model, weights = split_model(where)
     for before, path in (("", where), (f"{model}:", weights)):
         if path and os.path.exists(os.path.expanduser(path)):

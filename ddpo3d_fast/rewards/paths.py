@@ -1,28 +1,13 @@
-"""A reward's name with absolute paths: of weights, and of the module of a function of the user's."""
+"""Where the module of a function of the user's lies."""
 
 from __future__ import annotations
 
 import os
 
-from ddpo3d_fast.rewards.names import PUBLISHED, map_paths, parse_rewards
 
-
-def absolute_reward(spec: str) -> str:
-    """The same NAME[=WEIGHT], with the absolute paths of what it names on this machine.
-
-    A module in the working directory becomes FOLDER/module:function. What is not found stays as it is.
-    InputError as from `parse_rewards`.
-    """
-    ((name, _),) = parse_rewards([spec])
-    published = name.partition("@")[0] in ("embedded", *PUBLISHED)
-    absolute = map_paths(name, os.path.abspath) if published else _absolute_function(name)
-    if absolute == name:
-        return spec
-    # Without one, a path's own =2 would be its weight.
-    return absolute + (spec.strip()[len(name) :] or ("=1" if "=" in absolute else ""))
-
-
-def _absolute_function(name: str) -> str:
+def absolute_function(name: str) -> str:
+    """FOLDER/module:function for a module in the working directory, or of a relative folder; what is not
+    found stays as it is."""
     folder, module, function = locate_function(name)
     folder = folder or os.getcwd()
     return f"{os.path.join(folder, module)}:{function}" if _files_of(folder, module) else name

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.rewards.base import RewardSettings
 from ddpo3d_fast.rewards.clip import MODEL_FILES, create_open_clip, hub_file
 from ddpo3d_fast.rewards.tower import TextEncoder, Tower, TowerReward
 from ddpo3d_fast.sources import record
@@ -23,9 +23,7 @@ PICKSCORE, PICKSCORE_WEIGHTS = "yuvalkirstain/PickScore_v1", ("model.safetensors
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def hps_reward(
-    source: str = "", device: torch.device | str = "cpu", runtime: str = "auto", model: str = HPS_MODEL
-) -> TowerReward:
+def hps_reward(source: str = "", wanted: RewardSettings | None = None, model: str = HPS_MODEL) -> TowerReward:
     """`hps`: 100 times the cosine of HPSv2.1 (Wu et al., arXiv 2306.09341), a CLIP ViT-H/14.
 
     `source` is what follows `hps@`: the weights' file, or a folder with HPS_v2.1_compressed.pt; if empty they
@@ -42,12 +40,10 @@ def hps_reward(
     else:
         file = hub_file(HPS_REPOSITORY, (HPS_FILE,), name)
     tower, embed = create_open_clip(model, file, name)
-    return TowerReward(name, tower, embed, 100.0, device=device, runtime=runtime)
+    return TowerReward(name, tower, embed, 100.0, wanted=wanted)
 
 
-def pickscore_reward(
-    source: str = "", device: torch.device | str = "cpu", runtime: str = "auto"
-) -> TowerReward:
+def pickscore_reward(source: str = "", wanted: RewardSettings | None = None) -> TowerReward:
     """`pickscore`: PickScore's logit (Kirstain et al., arXiv 2305.01569), about 100 times a cosine.
 
     `source` is what follows `pickscore@`: a folder or hub name of a CLIP model in transformers' format; if
@@ -80,7 +76,7 @@ def pickscore_reward(
     tokenizer = _tokenizer(transformers, folder, name, config.text_config.max_position_embeddings)
     embed = _text_encoder(clip.text_model, clip.text_projection, tokenizer)
     scale = float(clip.logit_scale.exp())
-    return TowerReward(name, tower, embed, scale, device=device, runtime=runtime)
+    return TowerReward(name, tower, embed, scale, wanted=wanted)
 
 
 class TransformersTower(nn.Module):

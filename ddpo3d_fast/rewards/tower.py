@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ddpo3d_fast.engines import Engine, Network, in_batches_of, load_network
+from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.resampling import Resize
+from ddpo3d_fast.rewards.base import RewardSettings, check_images
 
-GRADIENT_SCALE = 256.0  # of a picture's gradient inside its tower, where a pixel's share is 1e-4 or less
+GRADIENT_SCALE = 256.0  # of the gradient of <e, d> inside its tower, where a pixel's share is 1e-4 or less
 
 TextEncoder = Callable[[str], Tensor]  # a prompt -> its embedding float32 [D], of length 1, on the CPU
 
@@ -63,22 +64,6 @@ class Scorer(nn.Module):
         return self.scale * along + self.bias
 
 
-class ScorerVjp(nn.Module):
-    """The same inputs -> scores [B], and the gradient [B, 3, size, size] of each picture's own."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, images: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            scores = self.scorer(leaf, text)
-            # The gradient of <e, d>, lifted out of the numbers that fp16 rounds coarsely.
-            (gradient,) = torch.autograd.grad(GRADIENT_SCALE / self.scorer.scale * scores.sum(), leaf)
-        return scores.detach(), self.scorer.scale / GRADIENT_SCALE * gradient.float()
-
-
 class TowerReward:
     """scale <e, d> + bias of a tower's embedding e of length 1; d is a constant or the prompt's embedding.
 
@@ -96,15 +81,13 @@ class TowerReward:
         direction: Tensor | TextEncoder,
         scale: float = 1.0,
         bias: float = 0.0,
-        device: torch.device | str = "cpu",
-        runtime: str = "auto",
+        wanted: RewardSettings | None = None,
     ) -> None:
-        """`direction` [D], or what embeds prompts; `runtime` is one of `load_network`'s."""
-        self.name, self.device = name, torch.device(device)
+        """`direction` [D], or what embeds prompts; `wanted` is as on the CPU if left out."""
+        self.wanted = wanted or RewardSettings()
+        self.name, self.device = name, torch.device(self.wanted.device)
         self.tower, self.direction, self.scale, self.bias = tower, direction, scale, bias
-        self._wanted_runtime, self._size = runtime, tower.size
-        self.dtype: torch.dtype | None = None  # what the tower computes in; None: the engine's own
-        self.batches: tuple[int, int] | None = None  # pictures of a call of score, of score_vjp; where known
+        self._size = tower.size
         self._resize = Resize(tower.size, tower.interpolation, tower.squash)
         self._embed = None if isinstance(direction, Tensor) else direction
         constant = direction.float() if isinstance(direction, Tensor) else None
@@ -148,25 +131,26 @@ class TowerReward:
         inputs = {"images": torch.rand(2, 3, self._size, self._size, generator=generator)}
         if self._embed is not None:
             inputs["text"] = self._text(["a photo", "a drawing"])["text"].cpu()  # not at right angles
+        batches = self.wanted.batches
         return Network(
             name="scorer_vjp" if gradient else "scorer",
-            module=ScorerVjp(self._module).eval() if gradient else self._module,
+            module=Vjp(self._module, lift=GRADIENT_SCALE / self.scale).eval() if gradient else self._module,
             inputs=inputs,
             outputs=("scores", "gradient") if gradient else ("scores",),
             dynamic=dict.fromkeys(inputs, (0,)),
             gradient=gradient,
-            shapes=(in_batches_of(self.batches[gradient], inputs),) if self.batches else (),
+            shapes=(in_batches_of(batches[gradient], inputs),) if batches else (),
         )
 
     @functools.cached_property
     def _scorer(self) -> Engine:
-        return load_network(self.network(gradient=False), self.device, self._wanted_runtime, self.dtype)
+        return load_network(self.network(gradient=False), self.device, self.wanted.runtime, self.wanted.dtype)
 
     @functools.cached_property
     def _scorer_vjp(self) -> Engine:
-        on_cpu = self._wanted_runtime == "auto" and self.device.type == "cpu"
-        runtime = "torch" if on_cpu else self._wanted_runtime  # autograd needs no export
-        return load_network(self.network(gradient=True), self.device, runtime, self.dtype)
+        on_cpu = self.wanted.runtime == "auto" and self.device.type == "cpu"
+        runtime = "torch" if on_cpu else self.wanted.runtime  # autograd needs no export
+        return load_network(self.network(gradient=True), self.device, runtime, self.wanted.dtype)
 
     def _text(self, prompts: list[str]) -> dict[str, Tensor]:
         if self._embed is None:
@@ -178,13 +162,7 @@ class TowerReward:
         return {"text": torch.stack([self._texts[prompt] for prompt in prompts])}
 
     def _check(self, images: Tensor, prompts: list[str]) -> None:
-        shape = list(images.shape)
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
-            raise ValueError(f"images: expected shape [B, 3, H, W], got {shape}")
-        if images.dtype != torch.float32:
-            raise TypeError(f"images: expected float32, got {images.dtype}")
-        if images.device.type != self.device.type:
-            raise ValueError(f"images: expected device {self.device}, got {images.device}")
+        check_images(images, self.device)
         if len(prompts) != len(images):
             raise ValueError(f"prompts: expected one for each of {len(images)} images, got {len(prompts)}")
 
@@ -209,6 +187,4 @@ def sum_on_one_tower(parts: Sequence[tuple[TowerReward, float]]) -> TowerReward:
 
     constant = all(isinstance(one, Tensor) for one in directions)
     along, name = direction("") if constant else direction, " + ".join(reward.name for reward, _ in parts)
-    total = TowerReward(name, first.tower, along, scale, bias, first.device, first._wanted_runtime)
-    total.dtype, total.batches = first.dtype, first.batches
-    return total
+    return TowerReward(name, first.tower, along, scale, bias, first.wanted)

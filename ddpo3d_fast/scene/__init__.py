@@ -1,24 +1,28 @@
 """The scene: Gaussians, cameras, the first cloud and its densification. Knows nothing of diffusion."""
 
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
-from ddpo3d_fast.scene.densify import ScreenGradients, densify, prune, relocate
+from ddpo3d_fast.scene.clean import clean, prune
+from ddpo3d_fast.scene.densification import Densification, ScreenGradients
 from ddpo3d_fast.scene.framing import Frame, frame_of, framed
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.scene.relocation import Relocation
 from ddpo3d_fast.scene.splats import Splats
 from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
     "Cameras",
+    "Densification",
     "Frame",
     "Gaussians",
     "LearningRates",
+    "Relocation",
     "ScreenGradients",
     "Splats",
     "View",
     "Views",
-    "densify",
+    "clean",
     "frame_of",
     "framed",
     "initial_ball",
@@ -27,7 +31,6 @@ __all__ = [
     "orbit",
     "outside_hull",
     "prune",
-    "relocate",
     "render_each",
     "sample_cameras",
     "unsupported",

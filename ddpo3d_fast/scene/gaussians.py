@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 # Colours stay this far inside [0, 1]: at 0 itself the rasterizer's clamp would let no gradient through any
 # more.
 COLOR_MARGIN = 1 / 1024
+DEAD_OPACITY = 0.005  # just above 1/255, below which a Gaussian is never drawn
 
 
 @dataclass
@@ -146,6 +148,12 @@ class Gaussians:
                 memory[f"{moments}.{name}"][len(other) :] = 0
         self._show(memory, len(other))
         return fits
+
+    def finite(self) -> Tensor:
+        """[N] bool: every parameter of the Gaussian is a finite number."""
+        tensors = [getattr(self, name) for name in PARAMETERS]
+        rows = [tensor.reshape(len(self), math.prod(tensor.shape[1:])) for tensor in tensors]
+        return torch.cat(rows, 1).isfinite().all(1)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and moments, [N, ...] each, under flat names."""
@@ -311,3 +319,11 @@ class Gaussians:
             exp_avg={name: state[f"exp_avg.{name}"].clone() for name in PARAMETERS},
             exp_avg_sq={name: state[f"exp_avg_sq.{name}"].clone() for name in PARAMETERS},
         )
+
+
+def rotate(quats: Tensor, vectors: Tensor) -> Tensor:
+    """Rotates [M, 3] vectors by [M, 4] quaternions (w, x, y, z): v + 2 w (u x v) + 2 u x (u x v)."""
+    unit = torch.nn.functional.normalize(quats, dim=-1)
+    w, u = unit[:, :1], unit[:, 1:]
+    cross = torch.linalg.cross(u, vectors)
+    return vectors + 2 * (w * cross + torch.linalg.cross(u, cross))

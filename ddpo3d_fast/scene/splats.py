@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.config import Scene
 from ddpo3d_fast.kernels import TileCapacity
 from ddpo3d_fast.scene.cameras import Cameras
-from ddpo3d_fast.scene.densify import ScreenGradients, densify, relocate
+from ddpo3d_fast.scene.densification import Densification, ScreenGradients
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.scene.relocation import Relocation
+from ddpo3d_fast.settings import Scene
+from ddpo3d_fast.step import Step, Tensors
 
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
-SETTLED = 0.8  # of the run, from where on no Gaussian moves or comes any more: what is new needs time
+
+Verdict = Literal["kept", "changed", "again"]
+"""Of a step: graphs stay valid; they are to be captured anew; they are, and the step is to be repeated"""
+
+
+class Strategy(Protocol):
+    """What becomes of the Gaussians' number in a round."""
+
+    def __call__(
+        self,
+        gaussians: Gaussians,
+        screen_gradients: Tensor,
+        generator: torch.Generator,
+        also_dead: Tensor | None = None,
+    ) -> Gaussians:
+        """The scene after it: the same one, changed in place, or a new one."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """When a strategy acts."""
+
+    every: int
+    """steps; 0: never"""
+    until: float = 0.8
+    """of the run, from where on no Gaussian moves or comes any more: what is new needs time"""
+    carve_from: float = 1.0
+    """of the run, after which what lies outside the scene's own silhouettes is dead, too"""
+
+    def due(self, step: Step) -> bool:
+        return bool(self.every) and step.number % self.every == 0 and step.fraction < self.until
+
+    def carves(self, step: Step) -> bool:
+        return step.fraction > self.carve_from
 
 
 class Splats:
@@ -25,7 +61,9 @@ class Splats:
 
     def __init__(self, settings: Scene, seed: int, device: torch.device | str = "cpu") -> None:
         self.settings, self.rates = settings, learning_rates(settings)
-        self.densifies = bool(settings.densify_every and settings.densify_gradient)
+        self.rounds = Rounds(settings.densify_every, carve_from=settings.carve_from)
+        self.strategy = strategy_of(settings)
+        self.densifies = self.rounds.every > 0 and isinstance(self.strategy, Densification)
         self.capacity = TileCapacity(FIRST_CAPACITY)
         self._place(first_cloud(settings, seed).to(device))
 
@@ -37,16 +75,19 @@ class Splats:
             gaussians.reserve(rows)
         self.screen = ScreenGradients(gaussians.rows, gaussians.device)
 
-    def inputs(self, number: int, fraction: float) -> dict[str, Tensor]:
-        """What `update` reads of step `number`, which begins at this fraction of the run; on the CPU."""
-        return {"rate_scale": rate_scales_at(fraction, self.settings), "step": torch.tensor([number])}
+    def inputs(self, step: Step) -> Tensors:
+        """What `update` reads of a step, on the CPU."""
+        return {
+            "rate_scale": rate_scales_at(step.fraction, self.settings),
+            "step": torch.tensor([step.number]),
+        }
 
     def render(self, cameras: Cameras, size: int, backgrounds: Tensor) -> Views:
         """Square views of V cameras over backgrounds [V, 3]. On a GPU nothing waits; where there was too
-        little room, they are NaN and `update` does nothing (see `fits`)."""
+        little room, they are NaN and `update` does nothing (see `settle`)."""
         return self.gaussians.render(cameras, size, size, backgrounds, capacity=self.capacity)
 
-    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: dict[str, Tensor]) -> None:
+    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: Tensors) -> None:
         """One step of Adam, and what densification asks of the views.
 
         Args:
@@ -67,33 +108,29 @@ class Splats:
         if self.densifies:
             self.screen.add(moved * len(grad_rgb), views.visible, grad_rgb.shape[1])
 
-    def fits(self) -> bool:
-        """Whether the last step, which the device has done, found room. Else nothing was updated: it is to be
-        done again after `grow`."""
-        return not self.capacity.overflowed
+    def settle(self, step: Step) -> Verdict:
+        """What follows a step, which the device has done. Where it found too little room, nothing was updated
+        and it is to be done again, in more. Else, where it is due, dead Gaussians go and others are cloned or
+        split, or dead ones move onto live ones."""
+        repeat, grown = self.capacity.overflowed, self.capacity.grow()
+        if repeat:
+            return "again"
+        moved = self._densify(step)
+        return "changed" if grown or moved else "kept"
 
-    def grow(self) -> bool:
-        """Makes more room where there is little; whether it did, and graphs are to be captured again."""
-        return self.capacity.grow()
-
-    def settle(self, number: int, fraction: float, generator: torch.Generator) -> bool:
-        """What follows step `number` where it is due: dead Gaussians go, others are cloned or split, or dead
-        ones move onto live ones. Returns whether the memory is new, and graphs are to be captured again.
-
-        `generator`, of the CPU, is the only source of randomness.
-        """
-        every = self.settings.densify_every
-        if not every or number % every or fraction >= SETTLED:
+    def _densify(self, step: Step) -> bool:
+        """A round, where one is due. Whether the Gaussians lie in new memory now."""
+        if not self.rounds.due(step):
             return False
-        haze = outside_hull(self.gaussians) if fraction > self.settings.carve_from else None
-        if not self.densifies:
-            relocate(self.gaussians, generator, self.settings.dead_opacity, also_dead=haze)
-            return False
-        if self.gaussians.become(densified(self.gaussians, self.screen, generator, self.settings, haze)):
+        haze = outside_hull(self.gaussians) if self.rounds.carves(step) else None
+        asked = self.screen.mean()[: len(self.gaussians)]
+        after = self.strategy(self.gaussians, asked, step.generator, haze)
+        moved = after is not self.gaussians and not self.gaussians.become(after)
+        if moved:
+            self.screen = ScreenGradients(self.gaussians.rows, self.gaussians.device)
+        elif self.densifies:
             self.screen.forget()
-            return False
-        self.screen = ScreenGradients(self.gaussians.rows, self.gaussians.device)
-        return True
+        return moved
 
     def state(self) -> dict[str, Any]:
         """All of it for a checkpoint, on the CPU."""
@@ -118,6 +155,18 @@ def first_cloud(settings: Scene, seed: int) -> Gaussians:
     return (initial_ball if settings.cloud == "ball" else initial_cloud)(settings.gaussians, seed)
 
 
+def strategy_of(settings: Scene) -> Strategy:
+    """Densification where a gradient asks for it, else relocation."""
+    if settings.densify_gradient:
+        return Densification(
+            threshold=settings.densify_gradient,
+            split_above=settings.split_above,
+            most=settings.max_gaussians,
+            dead_opacity=settings.dead_opacity,
+        )
+    return Relocation(settings.dead_opacity)
+
+
 def learning_rates(settings: Scene) -> LearningRates:
     """Of the first step."""
     return LearningRates(
@@ -138,23 +187,3 @@ def rate_scales_at(fraction: float, settings: Scene) -> Tensor:
     """[5], what multiplies the learning rate of each of the scene's PARAMETERS."""
     means = rate_scale_at(fraction, settings.final_means_rate, settings.means_decay)
     return torch.tensor([means] + 4 * [rate_scale_at(fraction, settings.final_rate)])
-
-
-def densified(
-    gaussians: Gaussians,
-    screen: ScreenGradients,
-    generator: torch.Generator,
-    settings: Scene,
-    haze: Tensor | None = None,
-) -> Gaussians:
-    """The Gaussians after a round of `densify`, as the settings have it."""
-    return densify(
-        gaussians,
-        screen.mean()[: len(gaussians)],
-        generator,
-        threshold=settings.densify_gradient,
-        split_above=settings.split_above,
-        most=settings.max_gaussians,
-        dead_opacity=settings.dead_opacity,
-        also_dead=haze,
-    )

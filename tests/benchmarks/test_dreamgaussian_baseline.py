@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import generate
-from ddpo3d_fast.config import Config, preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.guidance import ScoreDistillation
+from ddpo3d_fast.guidance import Gradient, ScoreDistillation, Seen
 from ddpo3d_fast.guidance.distillation import NOISE_STREAM
 from ddpo3d_fast.kernels import philox_normal, rasterize_backward
-from ddpo3d_fast.priors import StableDiffusionPrior
+from ddpo3d_fast.priors import PriorSettings
+from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
+from ddpo3d_fast.resampling import resize
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, look_at_origin
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.splats import first_cloud
-from ddpo3d_fast.schedule import resize, resize_vjp
+from ddpo3d_fast.settings import Config
+from ddpo3d_fast.step import Step, merged
 
 PROMPT, STEP, SEED = "a red cube", 3, 5
 CPU = torch.device("cpu")
@@ -74,16 +77,18 @@ def test_one_view_gives_our_gradient(baseline: ModuleType, model: Path, rendered
     camera, timestep = look_at_origin(torch.tensor([0.7]), torch.tensor([0.3])), torch.tensor([600])
     config = distillation_alone(model)
 
-    prior = StableDiffusionPrior(model, runtime="torch")
+    prior = StableDiffusionPrior(model, PriorSettings(str(model), runtime="torch"))
     prompt = prior.prompt(PROMPT)
-    distill = ScoreDistillation(
-        prior, prompt, PROMPT, config.distillation, config.reward, None, SEED, noises=1
-    )
+    distill = ScoreDistillation(prior, prompt, None, config)
     seen_from = torch.tensor([[0.7, 0.3, 0.9]])
-    inputs, acting = distill.inputs(seen_from, timestep, STEP)
+    step = Step(
+        STEP, 0.0, camera.viewmats, *seen_from.T[:2], background, timestep, rendered, seen, torch.Generator()
+    )
     views = gaussians.render(camera, rendered, rendered, background)
-    guided = distill(resize(views.rgb, seen), inputs, acting)
-    ours = rasterize_backward(views.state, resize_vjp(guided.grad_pictures, rendered), of_cameras=False)
+    inputs = merged(step.inputs(), distill.inputs(step))
+    guided = distill(Seen.of(views.rgb, views.alpha, seen, inputs), Gradient())
+    on_rgb, _ = guided.on(views.rgb, views.alpha)
+    ours = rasterize_backward(views.state, on_rgb, of_cameras=False)
 
     theirs = baseline.load_prior(model, PROMPT, "", CPU, None)
     theirs = theirs._replace(tokens=prior.conditions(prompt, seen_from)["tokens"][:, 0])
@@ -126,9 +131,9 @@ def test_a_run_sees_the_pictures_and_timesteps_of_ours(
     theirs: list[tuple[Tensor, Tensor]] = []
     guide, loss = ScoreDistillation.__call__, baseline.distillation_loss
 
-    def recorded_guide(self: Any, pictures: Tensor, inputs: dict[str, Tensor], acting: bool) -> Any:
-        ours.extend(zip(pictures.clone(), inputs["timesteps"].clone(), strict=True))
-        return guide(self, pictures, inputs, acting)
+    def recorded_guide(self: Any, seen: Seen, so_far: Gradient) -> Any:
+        ours.extend(zip(seen.pictures.clone(), seen.inputs["timesteps"].clone(), strict=True))
+        return guide(self, seen, so_far)
 
     def recorded_loss(prior: Any, picture: Tensor, timestep: Tensor, *rest: Any) -> Any:
         theirs.append((picture.detach()[0], timestep[0]))

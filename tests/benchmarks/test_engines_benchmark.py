@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddpo3d_fast.errors import FallbackWarning
-from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.priors import PriorSettings, load_prior
 from ddpo3d_fast.rewards import make_reward
 
 CPU = torch.device("cpu")
@@ -59,9 +59,9 @@ def test_a_table_has_every_part_and_their_sum(
 def test_a_runtime_that_gave_way_is_named(
     benchmark: ModuleType, small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gives_way(name: str, *rest: Any, **options: Any) -> Any:
+    def gives_way(wanted: PriorSettings) -> Any:
         warnings.warn("unet: ONNX Runtime is wrong; torch runs it instead", FallbackWarning, stacklevel=1)
-        return load_prior(name, runtime="torch")
+        return load_prior(PriorSettings(wanted.model, runtime="torch"))
 
     monkeypatch.setattr(benchmark, "find_model", lambda name: str(small_model))
     monkeypatch.setattr(benchmark, "load_prior", gives_way)
@@ -87,14 +87,14 @@ def test_a_gpu_times_calls_and_their_graphs(benchmark: ModuleType, monkeypatch: 
 def test_the_runtimes_do_the_same_work(benchmark: ModuleType) -> None:
     reward, found = make_reward(["embedded"]), {}
     for runtime in ("torch", "onnxruntime"):
-        prior = load_prior("embedded", runtime=runtime)
+        prior = load_prior(PriorSettings("embedded", runtime=runtime))
         found[runtime], _ = benchmark.parts(prior, reward, 2, 1.0)["unet"]()
     assert found["torch"].shape[0] == 2
     assert (found["torch"] - found["onnxruntime"]).norm() <= 1e-4 * found["torch"].norm()
 
 
 def test_parts_do_what_their_names_say(benchmark: ModuleType, small_model: Path) -> None:
-    prior, reward = load_prior(str(small_model), runtime="torch"), make_reward(["embedded"])
+    prior, reward = load_prior(PriorSettings(str(small_model), runtime="torch")), make_reward(["embedded"])
     results = {name: call() for name, call in benchmark.parts(prior, reward, 3, 0.5).items()}
     assert results.keys() == PARTS
     assert [each.shape for each in results["unet"]] == [(3, 4, 4, 4)] * 2

@@ -119,7 +119,7 @@ WITHOUT_AV = """
     importlib.util.find_spec = lambda name, *more: None if name == "av" else find(name, *more)
     assert "av" not in sys.modules
     import gpu_loop
-    from ddpo3d_fast.config import preset
+    from ddpo3d_fast.configure import preset
     draft = preset("draft", "a red ball")
     schedule = dataclasses.replace(draft.schedule, steps=3)
     scene = dataclasses.replace(draft.scene, gaussians=100)

@@ -11,10 +11,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from ddpo3d_fast.config import Distillation, preset, validate
-from ddpo3d_fast.generate import timestep_at
+from ddpo3d_fast.configure import preset, validate
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.guidance.policy import policy_schedule
+from ddpo3d_fast.schedule import timestep_at
 
 ROW = {
     "reward": 0.5, "other reward": 0.25, "class": -0.1, "colour": -0.2, "IoU": 0.75,
@@ -91,10 +91,10 @@ def test_the_control_keeps_each_views_advantages_and_changes_their_order(benchma
     rewards = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
 
     def advantages(arm: str) -> torch.Tensor:
-        settings = benchmark.arm_config(preset("draft", "a red ball"), arm).reward
+        config = benchmark.arm_config(preset("draft", "a red ball"), arm)
         fields = {"prediction_type": "sample", "clip": (-1.0, 1.0), "alphas_cumprod": torch.ones(1000)}
         prior = SimpleNamespace(**fields, device="cpu")
-        distill = ScoreDistillation(prior, None, "a red ball", Distillation(), settings, None, 0, 8)
+        distill = ScoreDistillation(prior, None, None, config)
         return distill._advantages(
             rewards, {"lots": torch.rand(6, 8, generator=torch.Generator().manual_seed(2))}
         )

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors import load_prior
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.priors import PriorSettings, load_prior
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 
 # Of the published weights.
 PARAMETERS = {
@@ -50,7 +50,7 @@ def test_a_small_model_is_a_prior_of_half_precision_weights(small_model: Path) -
         weights = load_file(small_model / f"{name}.fp16.safetensors")
         assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float16}
     assert sum(file.stat().st_size for file in small_model.rglob("*")) < 4e6
-    prior = load_prior(str(small_model), runtime="torch")
+    prior = load_prior(PriorSettings(str(small_model), runtime="torch"))
     conditions = prior.conditions(prior.prompt("a cube"), torch.zeros(1, 3))
     latents = prior.codec.encode(torch.rand(1, 3, 64, 64))
     wanted, unwanted = prior.predict(latents, torch.tensor([500]), conditions)
@@ -70,7 +70,7 @@ def test_xl_has_both_its_encoders(
         "text_encoder_2": functools.partial(small.make_text_encoder, pooled=True),
     }
     monkeypatch.setattr(random_models, "architecture", lambda kind: parts)
-    prior = load_prior(random_models.find_model("random:sdxl", tmp_path), runtime="torch")
+    prior = load_prior(PriorSettings(random_models.find_model("random:sdxl", tmp_path), runtime="torch"))
     conditions = prior.conditions(prior.prompt("a cube"), torch.zeros(1, 3))
     assert conditions.keys() == {"tokens", "pooled"}
     wanted, _ = prior.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), conditions)
@@ -129,7 +129,7 @@ def test_an_aesthetic_scorer_scores(
     spec = random_models.find_reward("random:aesthetic=0.5", tmp_path)
     assert spec == f"aesthetic@{tmp_path / 'aesthetic'}=0.5"
     images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    scores, gradient = make_reward([spec], runtime="torch").score_vjp(images, ["a cube"] * 3)
+    scores, gradient = make_reward([spec], RewardSettings(runtime="torch")).score_vjp(images, ["a cube"] * 3)
     assert len(set(scores.tolist())) == 3
     assert gradient.isfinite().all()
     assert gradient.abs().amax() > 0

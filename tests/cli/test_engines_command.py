@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import cli
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.cache import find_or_build
 from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.rewards import RewardSettings
 
 from .conftest import Command
 
@@ -134,8 +135,8 @@ def test_build_calls_every_network_of_any_prior_and_reward(
         loaded.append(settings)
         return Part()
 
-    monkeypatch.setattr("ddpo3d_fast.generate.load_prior", load_prior)
-    monkeypatch.setattr("ddpo3d_fast.generate.make_reward", make_reward)
+    monkeypatch.setattr("ddpo3d_fast.build.load_prior", load_prior)
+    monkeypatch.setattr("ddpo3d_fast.build.make_reward", make_reward)
     words = "--model sd21 --preset thrifty --reward clip --reward hps --device cpu --runtime onnxruntime"
     words += " --precision bf16 --codec taesd --lora style.safetensors=0.5"
     assert command("engines", "build", *words.split()).out == "sd21: a runtime\n"
@@ -144,10 +145,13 @@ def test_build_calls_every_network_of_any_prior_and_reward(
     assert sorted(called[2:]) == ["decode", "encode (1, 3, 24, 24)", "score", "score_vjp", "vjp"]
     cpu, scales = torch.device("cpu"), preset("thrifty", model="sd21").schedule.picture_scales
     prior, reward = loaded
-    assert prior[:4] == ("sd21", cpu, torch.bfloat16, "onnxruntime")
-    assert prior[4:7] == ("taesd", [(os.path.abspath("style.safetensors"), 0.5)], True)
-    assert {call.scale for call in prior[7]} == set(scales)
-    assert reward == (("clip", "hps"), cpu, "onnxruntime", torch.bfloat16, (2, 1))
+    (wanted,) = prior
+    assert (wanted.model, wanted.device, wanted.dtype) == ("sd21", cpu, torch.bfloat16)
+    assert (wanted.runtime, wanted.codec) == ("onnxruntime", "taesd")
+    assert wanted.lora == [(os.path.abspath("style.safetensors"), 0.5)]
+    assert wanted.interpolate_views
+    assert {call.scale for call in wanted.calls} == set(scales)
+    assert reward == (("clip", "hps"), RewardSettings(cpu, "onnxruntime", torch.bfloat16, (2, 1)))
 
 
 WRONG = {

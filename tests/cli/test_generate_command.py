@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import ddpo3d_fast.generate
-from ddpo3d_fast.config import Config, preset, to_dict
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.generate import Observer, Result
 from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.settings import Config, to_dict
 
 from .conftest import Command
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.config import flag, preset
+from ddpo3d_fast.configure import preset
+from ddpo3d_fast.settings import flag
 
 from .conftest import Command
 

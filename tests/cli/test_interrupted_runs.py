@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 import ddpo3d_fast.generate as loop
+from ddpo3d_fast import schedule
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.run import METRICS, RESULTS
+from ddpo3d_fast.run import METRICS, results
 
 from .conftest import Command
 
-FILES = {"config.yaml", *RESULTS}
+FILES = {"config.yaml", *results()}
 WORDS = ["generate", "--prompt", "a red ball", "--preset", "draft", "--steps", "12", "--gaussians", "200"]
 WORDS += ["--densify-every", "4", "--device", "cpu"]
 # The command, with a checkpoint after every step.
@@ -136,8 +137,8 @@ def test_after_ctrl_c_what_has_room_is_written_too(
             os.kill(os.getpid(), signal.SIGINT)
         return timestep_at(*arguments)
 
-    steps, timestep_at, folder = list[int](), loop.timestep_at, tmp_path / "run"
-    monkeypatch.setattr(loop, "timestep_at", pressed_in_the_third_step)
+    steps, timestep_at, folder = list[int](), schedule.timestep_at, tmp_path / "run"
+    monkeypatch.setattr(schedule, "timestep_at", pressed_in_the_third_step)
     with no_file_larger_than(30_000):  # for 200 Gaussians the asset takes half of it, the checkpoint twice
         outcome = command(*WORDS, "--output", folder, "--quiet")
     assert outcome.code == 2

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.assets import PlyGaussians, read_ply, to_uint8, write_ply
-from ddpo3d_fast.generate import turntable_frames
+from ddpo3d_fast.export import turntable_frames
 from ddpo3d_fast.info import choose_device, machine, report
 from ddpo3d_fast.kernels import build_info
 from ddpo3d_fast.render import parse_color

@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.config import Config, from_dict, preset, to_dict
+from ddpo3d_fast.configure import from_dict, preset
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.files import temporary_path
-from ddpo3d_fast.run import RESULTS, RunFolder, read_config, slug
+from ddpo3d_fast.run import RunFolder, read_config, results, slug
+from ddpo3d_fast.settings import Config, to_dict
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def begun(config: Config, **changes: Any) -> Path:
     folder = RunFolder.create(config)
     with folder.claimed():
         folder.begin(config, {})
-        for name in RESULTS:
+        for name in results():
             (folder.path / name).write_text("old")
     return folder.path
 
@@ -242,8 +243,8 @@ def test_at_no_moment_are_there_results_of_another_configuration(
     def spy(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             result = function(*arguments, **options)
-            results = {name for name in RESULTS if (path / name).exists()}
-            states.append((read_config(path / "config.yaml", "").seed, results))
+            left = {name for name in results() if (path / name).exists()}
+            states.append((read_config(path / "config.yaml", "").seed, left))
             return result
 
         return call
@@ -254,9 +255,9 @@ def test_at_no_moment_are_there_results_of_another_configuration(
         for name in ("unlink", "replace", "rename"):
             patch.setattr(os, name, spy(getattr(os, name)))
         folder.begin(other, {})
-    assert [results for seed, results in states if seed == 6 and results] == []
-    assert [len(results) for seed, results in states if seed == 5] == [4, 3, 2, 1, 0]
-    assert all("checkpoint.pt" not in results for _, results in states)
+    assert [left for seed, left in states if seed == 6 and left] == []
+    assert [len(left) for seed, left in states if seed == 5] == [4, 3, 2, 1, 0]
+    assert all("checkpoint.pt" not in left for _, left in states)
     assert states[-1] == (6, set())
 
 
@@ -266,7 +267,7 @@ def test_a_run_that_another_has_begun_in_the_meantime_is_not_lost(config: Config
     path = begun(config, output=Path("mine"))
     with folder.claimed(), pytest.raises(InputError, match="--output: mine holds a run with another --seed"):
         folder.begin(slow, {})
-    assert {file.name for file in path.iterdir()} == {"config.yaml", *RESULTS}
+    assert {file.name for file in path.iterdir()} == {"config.yaml", *results()}
 
 
 def test_only_one_run_writes_to_a_folder(config: Config, work: Path) -> None:
@@ -283,7 +284,7 @@ def test_only_one_run_writes_to_a_folder(config: Config, work: Path) -> None:
             if Path("/proc/locks").exists():
                 assert f"process {os.getpid()}," in str(caught.value)
     with RunFolder.open(path).claimed():
-        assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *RESULTS])
+        assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *results()])
 
 
 def test_of_two_runs_that_make_the_same_folder_one_goes_on(config: Config, work: Path) -> None:
@@ -346,7 +347,7 @@ def test_what_a_killed_run_has_left_of_a_file_is_no_foreign_file_and_goes(config
     for name in ("config.yaml", "asset.ply", "probe"):
         temporary_path(path / name).write_text("half")
     assert begun(config, output=path) == path
-    assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *RESULTS])
+    assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", *results()])
     (path / "config.yaml").unlink()
     (path / ".asset-notes.ply").write_text("not to be touched")
     with pytest.raises(

@@ -11,7 +11,7 @@ import torch
 
 from ddpo3d_fast.assets import write_ply
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.run import CHECKPOINT, CONFIG, RunFolder
 from ddpo3d_fast.scene import initial_cloud
 

@@ -10,9 +10,10 @@ import torch
 
 from ddpo3d_fast.engines import OnnxEngine, load_network
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.priors import PriorSettings, load_prior
 from ddpo3d_fast.priors.embedded import FOLDER, unet_network
-from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+from ddpo3d_fast.rewards import RewardSettings
+from ddpo3d_fast.rewards.embedded import EmbeddedReward
 
 UNET = FOLDER / "unet"
 
@@ -59,13 +60,14 @@ def test_half_precision_is_taken_where_the_probe_agrees(network, shipped, recwar
 
 def test_a_prior_runs_on_the_runtime_that_was_asked_for():
     runtimes = {
-        name: load_prior("embedded", runtime=name).runtime for name in ("auto", "onnxruntime", "torch")
+        name: load_prior(PriorSettings("embedded", runtime=name)).runtime
+        for name in ("auto", "onnxruntime", "torch")
     }
     assert runtimes["auto"] == runtimes["onnxruntime"]
     assert runtimes["auto"].startswith("ONNX Runtime")
     assert runtimes["torch"] == f"torch {torch.__version__}, CPU, float32"
     with pytest.raises(InputError, match="got tensorrt: runs on cuda alone"):
-        load_prior("embedded", runtime="tensorrt")
+        load_prior(PriorSettings("embedded", runtime="tensorrt"))
 
 
 def test_weights_that_disagree_with_their_probe_are_refused(copy):
@@ -98,9 +100,9 @@ def test_weights_of_another_unet_are_refused(copy):
 def test_a_prior_on_the_cpu_does_without_diffusers():
     code = """
 import sys
-from ddpo3d_fast.priors import load_prior
+from ddpo3d_fast.priors import PriorSettings, load_prior
 sys.modules["diffusers"] = None
-print(load_prior("embedded").runtime.split()[0])
+print(load_prior(PriorSettings("embedded")).runtime.split()[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("ONNX\n", "")
@@ -116,7 +118,7 @@ def test_without_diffusers_it_says_what_to_install(monkeypatch):
 def test_the_scorer_on_onnx_runtime_is_the_scorer(size, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DDPO3D_CACHE", str(tmp_path_factory.getbasetemp() / "scorer"))
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    own, other = EmbeddedScorer(), EmbeddedScorer(runtime="onnxruntime")
+    own, other = EmbeddedReward(), EmbeddedReward(RewardSettings(runtime="onnxruntime"))
     assert relative(other.score(images), own.score(images)) <= 1e-5
     for got, expected in zip(other.score_vjp(images), own.score_vjp(images), strict=True):
         assert got.shape == expected.shape

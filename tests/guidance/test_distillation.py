@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from ddpo3d_fast import config
-from ddpo3d_fast.guidance import ScoreDistillation, alpha_penalty, reward_guide
+from ddpo3d_fast import settings
+from ddpo3d_fast.guidance import Gradient, ScoreDistillation, Seen, alpha_penalty, reward_guide
 from ddpo3d_fast.guidance.policy import group_advantages
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.priors.codec import PatchCodec
+from ddpo3d_fast.step import Step, merged
 
 VIEWS, NOISES, SEED, STEP = 3, 4, 11, 5
-PLAIN = config.Distillation(guidance_scale=3.0)
+PLAIN = settings.Distillation(guidance_scale=3.0)
 
 
 def encode_vjp(grad):
@@ -54,7 +55,9 @@ class OneCall(ScoreDistillation):
     """A step from what a test knows of it."""
 
     def of(self, pictures, cameras, timesteps, step):
-        return self(pictures, *self.inputs(cameras, timesteps, step))
+        drawn = Step(step, 0.0, None, *cameras.T[:2], cameras[:, 2:], timesteps, 16, 16, None)
+        inputs = merged(self.inputs(drawn), {"timesteps": timesteps, "seen_from": cameras})
+        return self(Seen(pictures, None, inputs, self.variant(drawn)), Gradient())
 
 
 class ThreeFold(ToyPrior):
@@ -65,16 +68,14 @@ class ThreeFold(ToyPrior):
 
 
 def guidance(prior=ToyPrior, distillation=PLAIN, **wishes) -> OneCall:
-    return OneCall(
-        prior(),
-        None,
-        "text",
-        distillation,
-        dataclasses.replace(config.Reward(), **wishes),
-        Brightness(),
-        SEED,
-        NOISES,
+    config = settings.Config(
+        prompt="text",
+        seed=SEED,
+        schedule=settings.Schedule(noises=NOISES),
+        distillation=distillation,
+        reward=settings.Reward(**wishes),
     )
+    return OneCall(prior(), None, Brightness(), config)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def relative(a, b):
 def test_without_a_policy_it_is_the_mean_residual_of_the_noises(step):
     residual, _ = plain_terms(**step)
     expected = encode_vjp(residual.mean(1))
-    assert relative(guidance(policy_weight=0.0).of(**step).grad_pictures, expected) < 1e-5
+    assert relative(guidance(policy_weight=0.0).of(**step).pictures, expected) < 1e-5
 
 
 def test_the_noise_policy_weighs_each_residual_by_its_advantage(step):
@@ -118,12 +119,12 @@ def test_the_noise_policy_weighs_each_residual_by_its_advantage(step):
     ramp = ((0.7 - step["timesteps"] / 1000) / 0.2).clamp(0, 1)
     weight = 1 + 2.0 * ramp[:, None] * group_advantages(rewards)
     expected = encode_vjp((weight.view(VIEWS, NOISES, 1, 1, 1) * residual).mean(1))
-    assert relative(guidance(policy_weight=2.0).of(**step).grad_pictures, expected) < 1e-4
+    assert relative(guidance(policy_weight=2.0).of(**step).pictures, expected) < 1e-4
 
 
 def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
-    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
-    pulled = guidance(policy_weight=1.0).of(**step).grad_pictures
+    plain = guidance(policy_weight=0.0).of(**step).pictures
+    pulled = guidance(policy_weight=1.0).of(**step).pictures
     brighter = -(pulled - plain)  # descent
     assert Brightness().score(brighter, []).sum() > 0
 
@@ -131,7 +132,7 @@ def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
 def test_the_ddim_policy_adds_the_score_function_of_its_actions(step):
     """grad = -lambda sum_k A_k sqrt(abar') n_k / K, beside plain SDS of one noise a view."""
     prior, wishes = ToyPrior(), {"policy": "ddim", "policy_weight": 1.5}
-    got = guidance(**wishes).of(**step).grad_pictures
+    got = guidance(**wishes).of(**step).pictures
     pictures, cameras, timesteps = step["pictures"], step["cameras"], step["timesteps"]
     z = prior.codec.encode(pictures).double()
     abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
@@ -160,7 +161,7 @@ def test_dreamfusions_weight_is_one_minus_abar_times_the_noise_residual(step):
     residual, _ = plain_terms(**step)
     abar = ToyPrior.alphas_cumprod[step["timesteps"]].double().view(-1, 1, 1, 1)
     expected = encode_vjp(residual.mean(1) * abar.sqrt())
-    assert relative(plain.of(**step).grad_pictures, expected) < 1e-5
+    assert relative(plain.of(**step).pictures, expected) < 1e-5
 
 
 def noises_said(prior, pictures, cameras, timesteps, step):
@@ -174,8 +175,8 @@ def noises_said(prior, pictures, cameras, timesteps, step):
 
 def test_classifier_score_distillation_is_the_difference_the_prompt_makes(step):
     (cond, uncond), abar = noises_said(ToyPrior(), **step)
-    settings = config.Distillation(guidance_scale=3.0, residual="csd")
-    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, residual="csd")
+    got = guidance(distillation=wanted, policy_weight=0.0).of(**step).pictures
     assert relative(got, encode_vjp(((1 - abar) * (cond - uncond)).mean(1))) < 1e-5
 
 
@@ -183,16 +184,16 @@ def test_noise_free_score_distillation_stays_away_from_the_negative_prompt_at_hi
     (cond, uncond, negative), abar = noises_said(ThreeFold(), **step)
     late = (step["timesteps"] >= 200).double().view(-1, 1, 1, 1, 1)
     expected = (1 - abar) * (3.0 * (cond - uncond) + uncond - late * negative)
-    settings = config.Distillation(guidance_scale=3.0, residual="nfsd")
-    got = guidance(ThreeFold, settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, residual="nfsd")
+    got = guidance(ThreeFold, wanted, policy_weight=0.0).of(**step).pictures
     assert relative(got, encode_vjp(expected.mean(1))) < 1e-5
 
 
 @pytest.mark.parametrize("residual", ["csd", "nfsd"])
 def test_the_noise_policy_weighs_the_residuals_without_noise_too(step, residual):
-    settings = config.Distillation(guidance_scale=3.0, residual=residual)
+    wanted = settings.Distillation(guidance_scale=3.0, residual=residual)
     plain, pulled = (
-        guidance(ThreeFold, settings, policy_weight=weight).of(**step).grad_pictures for weight in (0.0, 1.0)
+        guidance(ThreeFold, wanted, policy_weight=weight).of(**step).pictures for weight in (0.0, 1.0)
     )
     assert 0.01 < relative(pulled, plain) < 2
 
@@ -207,14 +208,14 @@ def test_the_rescaled_guess_has_the_spread_it_is_told(step):
     guided = other + 3.0 * (plain - other)
     ratio = plain.flatten(2).std(2, correction=0) / guided.flatten(2).std(2, correction=0)
     clean = (guided * (0.5 * ratio + 0.5)[..., None, None, None]).clamp(-1, 1)
-    settings = config.Distillation(guidance_scale=3.0, guidance_rescale=0.5)
-    got = guidance(distillation=settings, policy_weight=0.0).of(**step).grad_pictures
+    wanted = settings.Distillation(guidance_scale=3.0, guidance_rescale=0.5)
+    got = guidance(distillation=wanted, policy_weight=0.0).of(**step).pictures
     assert relative(got, encode_vjp(((1 - abar).sqrt() * (z - clean)).mean(1))) < 1e-5
 
 
 def test_what_is_scored_may_have_another_guidance(step):
     same = guidance(reward_guidance_scale=3.0).of(**step)
-    assert torch.equal(same.grad_pictures, guidance().of(**step).grad_pictures)
+    assert torch.equal(same.pictures, guidance().of(**step).pictures)
     other = guidance(reward_guidance_scale=1.0).of(**step)
     assert other.metrics["reward"] != same.metrics["reward"]
 
@@ -222,10 +223,10 @@ def test_what_is_scored_may_have_another_guidance(step):
 def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
     """All actions of a view share their render, so a group has no advantage: the running window decides."""
     shared = guidance(reward_of="render", baseline="running", policy_weight=1.0)
-    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
-    assert relative(shared.of(**step).grad_pictures, plain) < 1e-6  # too few rewards seen
+    plain = guidance(policy_weight=0.0).of(**step).pictures
+    assert relative(shared.of(**step).pictures, plain) < 1e-6  # too few rewards seen
     shared.baseline.window = torch.tensor([0.0, 0.1] * 16)
-    assert relative(shared.of(**step).grad_pictures, plain) > 1e-2
+    assert relative(shared.of(**step).pictures, plain) > 1e-2
 
 
 def test_one_noise_a_view_is_an_action_whose_rewards_have_no_spread(step, recwarn):
@@ -236,17 +237,17 @@ def test_one_noise_a_view_is_an_action_whose_rewards_have_no_spread(step, recwar
 
 
 def test_shuffled_advantages_are_a_different_gradient_of_like_size(step):
-    plain = guidance(policy_weight=0.0).of(**step).grad_pictures
-    real = guidance(policy_weight=1.0).of(**step).grad_pictures - plain
-    control = guidance(policy_weight=1.0, shuffle_advantages=True).of(**step).grad_pictures - plain
+    plain = guidance(policy_weight=0.0).of(**step).pictures
+    real = guidance(policy_weight=1.0).of(**step).pictures - plain
+    control = guidance(policy_weight=1.0, shuffle_advantages=True).of(**step).pictures - plain
     assert relative(control, real) > 0.1
     assert 0.2 < float(control.norm() / real.norm()) < 5
 
 
 def test_the_same_step_gives_the_same_gradient_and_another_step_another(step):
     first, second = guidance().of(**step), guidance().of(**step)
-    assert torch.equal(first.grad_pictures, second.grad_pictures)
-    assert not torch.equal(first.grad_pictures, guidance().of(**step | {"step": STEP + 1}).grad_pictures)
+    assert torch.equal(first.pictures, second.pictures)
+    assert not torch.equal(first.pictures, guidance().of(**step | {"step": STEP + 1}).pictures)
 
 
 def test_the_reward_guide_climbs_the_score_at_a_size_set_by_the_pull(step):

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from ddpo3d_fast import config as settings
+from ddpo3d_fast import configure, settings
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.guidance import OBJECTIVES
 from ddpo3d_fast.guidance.objectives import Objective
@@ -26,7 +26,7 @@ def test_a_new_objective_is_a_line_in_the_table(tmp_path, monkeypatch):
         return (weight[:, None, None, None] * denoised.noisy).unflatten(0, (views, noises)).sum(1)
 
     monkeypatch.setitem(OBJECTIVES, "grey", Objective(("nothing",), torch.ones_like, towards_grey))
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     config = dataclasses.replace(
         draft,
         output=tmp_path,

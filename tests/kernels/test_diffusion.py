@@ -8,7 +8,7 @@ import torch
 
 from ddpo3d_fast import _C
 from ddpo3d_fast.kernels import diffusion as ops
-from ddpo3d_fast.kernels import get_num_threads, set_num_threads
+from ddpo3d_fast.kernels import get_num_threads, mixtures, set_num_threads
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SHAPE = (3, 13, 31)  # 1209 elements: more than one block, no multiple of a counter's four words
@@ -280,7 +280,7 @@ def test_policy_gradient_equals_autograd_of_the_log_probability_without_the_unet
     grad = ops.score_residual(
         noisy, cond, uncond, alphas, torch.zeros(views * actions), 5.0, prediction_type,
         seed=31, noise_stream=0, actions=actions,
-        action_weight=advantages * ops.policy_gradient_coefficient(alphas, prev), action_stream=1,
+        action_weight=advantages * mixtures.policy_gradient_coefficient(alphas, prev), action_stream=1,
     )  # fmt: skip
     assert relative_l2(grad, expected) < 1e-5
 
@@ -288,14 +288,15 @@ def test_policy_gradient_equals_autograd_of_the_log_probability_without_the_unet
 def test_ddim_sigma_and_coefficient_equal_their_formulas_and_end_at_zero():
     alphas, prev = random_inputs(50)[3:]
     sigma = sigma_oracle(alphas, prev, 0.5)
-    assert relative_l2(ops.ddim_sigma(alphas, prev, 0.5), sigma) < 1e-6
+    assert relative_l2(mixtures.ddim_sigma(alphas, prev, 0.5), sigma) < 1e-6
     assert (
-        relative_l2(ops.policy_gradient_coefficient(alphas, prev, 0.5), prev.double().sqrt() / sigma) < 1e-6
+        relative_l2(mixtures.policy_gradient_coefficient(alphas, prev, 0.5), prev.double().sqrt() / sigma)
+        < 1e-6
     )
     one = torch.ones(1)
-    assert ops.ddim_sigma(alphas[:1], one).item() == 0.0
-    assert ops.policy_gradient_coefficient(alphas[:1], one).item() == 0.0
-    assert ops.ddim_sigma(one, one).item() == 0.0
+    assert mixtures.ddim_sigma(alphas[:1], one).item() == 0.0
+    assert mixtures.policy_gradient_coefficient(alphas[:1], one).item() == 0.0
+    assert mixtures.ddim_sigma(one, one).item() == 0.0
 
 
 # ---- residuals without injected noise
@@ -339,7 +340,7 @@ def test_mixed_residual_equals_the_oracle(prediction_type, dtype, actions, with_
 def test_nfsd_is_the_papers_residual_with_its_choice_by_item(prediction_type, timesteps, train_timesteps):
     noisy, cond, uncond, alphas, _ = random_inputs(4)
     negative, weight = random_inputs(4, seed=1)[0], torch.linspace(0.5, 2, 4)
-    mixture = ops.nfsd_mixture(torch.tensor(timesteps), 7.3, train_timesteps)
+    mixture = mixtures.nfsd_mixture(torch.tensor(timesteps), 7.3, train_timesteps)
     grad = ops.mixed_residual(noisy, cond, uncond, negative, alphas, weight, mixture, prediction_type)
     of_cond, of_null, of_negative = noises_oracle(noisy, (cond, uncond, negative), alphas, prediction_type)
     for item in range(4):
@@ -359,7 +360,7 @@ def test_csd_is_the_derivative_of_sds_in_the_guidance_scale(prediction_type):
         for scale in (9.0, 1.0)
     )
     csd = ops.mixed_residual(
-        noisy, cond, uncond, None, alphas, weight, ops.csd_mixture(6), prediction_type, actions=3
+        noisy, cond, uncond, None, alphas, weight, mixtures.csd_mixture(6), prediction_type, actions=3
     )
     assert relative_l2((high - low) / 8, csd) < 1e-5
 
@@ -369,10 +370,10 @@ def test_nfsd_with_an_empty_negative_prompt_is_csd_times_the_scale(prediction_ty
     noisy, cond, uncond, alphas, _ = random_inputs(3)
     weight, late = torch.linspace(0.5, 2, 3), torch.tensor([200, 500, 999])
     nfsd = ops.mixed_residual(
-        noisy, cond, uncond, uncond, alphas, weight, ops.nfsd_mixture(late, 4.3), prediction_type
+        noisy, cond, uncond, uncond, alphas, weight, mixtures.nfsd_mixture(late, 4.3), prediction_type
     )
     csd = ops.mixed_residual(
-        noisy, cond, uncond, None, alphas, weight, ops.csd_mixture(3), prediction_type
+        noisy, cond, uncond, None, alphas, weight, mixtures.csd_mixture(3), prediction_type
     )  # fmt: skip
     assert relative_l2(nfsd, 4.3 * csd.double()) < 1e-6
 
@@ -385,7 +386,7 @@ def test_nfsd_at_small_timesteps_is_sds_without_its_noise(prediction_type):
         noisy, cond, uncond, alphas, weight, 4.3, prediction_type, seed=1, noise_stream=2
     )  # fmt: skip
     nfsd = ops.mixed_residual(
-        noisy, cond, uncond, None, alphas, weight, ops.nfsd_mixture(early, 4.3), prediction_type
+        noisy, cond, uncond, None, alphas, weight, mixtures.nfsd_mixture(early, 4.3), prediction_type
     )
     noise = column(weight, noisy) * ops.philox_normal(noisy.shape, 1, 2).double()
     assert relative_l2(sds.double() + noise, nfsd) < 1e-6
@@ -395,7 +396,7 @@ def test_nfsd_at_small_timesteps_is_sds_without_its_noise(prediction_type):
 def test_predictions_that_nearly_agree_leave_their_difference_exact(prediction_type):
     noisy, uncond, _, alphas, _ = random_inputs(4)
     cond, negative = (uncond + 1e-3 * random_inputs(4, seed=seed)[0] for seed in (1, 2))
-    mixture, weight = ops.nfsd_mixture(torch.full((4,), 600), 4.3), torch.ones(4)
+    mixture, weight = mixtures.nfsd_mixture(torch.full((4,), 600), 4.3), torch.ones(4)
     grad = ops.mixed_residual(noisy, cond, uncond, negative, alphas, weight, mixture, prediction_type)
     of_cond, of_null, of_negative = noises_oracle(noisy, (cond, uncond, negative), alphas, prediction_type)
     assert relative_l2(grad, 4.3 * (of_cond - of_null) + of_null - of_negative) < 1e-6
@@ -449,7 +450,7 @@ def test_guidance_rescale_equals_its_formula():
     cond, guided = random_inputs(4)[0], 3 * random_inputs(4, dtype=torch.bfloat16)[1] + 0.5
     of_cond, of_guided = (guess.double().flatten(1).std(1) for guess in (cond, guided))
     for rescale in (0.0, 0.5, 1.0):
-        factor = ops.guidance_rescale(cond, guided, rescale)
+        factor = mixtures.guidance_rescale(cond, guided, rescale)
         assert factor.dtype == torch.float32
         assert relative_l2(factor, rescale * of_cond / of_guided + 1 - rescale) < 1e-6
 
@@ -463,7 +464,7 @@ def test_full_rescale_gives_the_guided_guess_the_deviation_of_the_conditional_on
             noisy, cond, unconditional, alphas, prev, 20.0, prediction_type, clean_scale=clean_scale
         ).clean
 
-    factor = ops.guidance_rescale(clean(None), clean(uncond), 1.0)
+    factor = mixtures.guidance_rescale(clean(None), clean(uncond), 1.0)
     assert factor.max() < 0.5
     deviations = [guess.flatten(1).std(1) for guess in (clean(uncond, factor), clean(None))]
     torch.testing.assert_close(*deviations)
@@ -472,7 +473,7 @@ def test_full_rescale_gives_the_guided_guess_the_deviation_of_the_conditional_on
 @pytest.mark.parametrize("shape", [(3,), (3, 50)])
 def test_a_constant_guess_is_not_rescaled(shape):
     constant = torch.full(shape, 0.1)
-    assert torch.equal(ops.guidance_rescale(torch.randn(shape), constant, 0.7), torch.ones(shape[0]))
+    assert torch.equal(mixtures.guidance_rescale(torch.randn(shape), constant, 0.7), torch.ones(shape[0]))
 
 
 # ---- reproducibility and edges
@@ -515,7 +516,7 @@ def test_empty_and_scalar_latents_are_no_special_case(shape):
     assert out.log_prob.shape == (items,)
     grad = ops.score_residual(noisy, noisy, None, alphas, alphas, 1.0, "epsilon", clean_scale=alphas)
     assert grad.shape == shape
-    mixture = ops.csd_mixture(items)
+    mixture = mixtures.csd_mixture(items)
     grad = ops.mixed_residual(noisy, noisy, noisy, noisy, alphas, alphas, mixture, "sample")
     assert grad.shape == shape
 
@@ -563,11 +564,11 @@ CALLS = {
     "mixed": (
         ops.mixed_residual,
         {name: value for name, value in GOOD.items() if name != "guidance_scale"}
-        | {"pred_negative": None, "residual_weight": torch.ones(4), "mixture": ops.csd_mixture(4)},
+        | {"pred_negative": None, "residual_weight": torch.ones(4), "mixture": mixtures.csd_mixture(4)},
     ),
-    "nfsd": (ops.nfsd_mixture, {"timesteps": torch.arange(4), "guidance_scale": 2.0}),
+    "nfsd": (mixtures.nfsd_mixture, {"timesteps": torch.arange(4), "guidance_scale": 2.0}),
     "rescale": (
-        ops.guidance_rescale,
+        mixtures.guidance_rescale,
         {"clean_cond": torch.zeros(4, 2), "clean_guided": torch.zeros(4, 2), "rescale": 0.5},
     ),
 }

@@ -8,7 +8,8 @@ import torch
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors import StableDiffusionPrior
+from ddpo3d_fast.priors import PriorSettings
+from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
 
 CHARACTERS = [chr(code) for code in range(33, 127)]  # "!" is first, as in CLIP's vocabulary: id 0
 MERGES = ["v i", "e w</w>", "vi ew</w>", "r e", "re d</w>"]
@@ -162,7 +163,7 @@ def save_pipeline(kind, folder, **options):
 
 
 def on_torch(folder, **options):
-    return StableDiffusionPrior(folder, runtime="torch", **options)
+    return StableDiffusionPrior(folder, PriorSettings(str(folder), runtime="torch", **options))
 
 
 def edit(path, **changes):

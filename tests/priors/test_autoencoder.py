@@ -10,7 +10,8 @@ from torch import nn
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors import autoencoder as room
-from ddpo3d_fast.priors.autoencoder import AutoencoderCodec, Call
+from ddpo3d_fast.priors.autoencoder import AutoencoderCodec
+from ddpo3d_fast.priors.base import Call
 
 CALLS = [Call(views=2, actions=4, scale=0.5), Call(views=2, actions=4, scale=1.0)]
 MAKERS = {

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.engines.load import profiles
 from ddpo3d_fast.errors import FallbackWarning, InputError
-from ddpo3d_fast.priors import Call, load_prior
+from ddpo3d_fast.priors import PriorSettings, load_prior
 from ddpo3d_fast.priors import embedded as room
+from ddpo3d_fast.priors.base import Call
 from ddpo3d_fast.priors.codec import PatchCodec
 from ddpo3d_fast.priors.embedded import FOLDER
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
@@ -21,13 +22,13 @@ from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 
 @pytest.fixture(scope="module")
 def prior():
-    return load_prior("embedded")
+    return load_prior(PriorSettings("embedded"))
 
 
 def test_an_engine_is_told_the_shapes_of_a_call(monkeypatch):
     networks, engine = [], SimpleNamespace(runtime="another")
     monkeypatch.setattr(room, "load_network", lambda network, *_: networks.append(network) or engine)
-    load_prior(str(FOLDER), runtime="torch", calls=[Call(views=64, actions=2, scale=1.0)])
+    load_prior(PriorSettings(str(FOLDER), runtime="torch", calls=[Call(views=64, actions=2, scale=1.0)]))
     (shapes,) = networks[0].shapes
     assert shapes["noisy"] == (256, 48, 16, 16)
     assert shapes.keys() == networks[0].inputs.keys()
@@ -151,7 +152,7 @@ def test_a_missing_or_damaged_part_is_one_line_that_names_it(copy, part, damage)
     else:
         (copy / part).write_bytes(damage)
     with pytest.raises(InputError) as caught:
-        load_prior(str(copy))
+        load_prior(PriorSettings(str(copy)))
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
 
@@ -160,7 +161,7 @@ def test_another_beta_schedule_is_refused(copy):
     path = copy / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_schedule": "linear"}))
     with pytest.raises(InputError, match="squaredcos_cap_v2, got 'linear'"):
-        load_prior(str(copy))
+        load_prior(PriorSettings(str(copy)))
 
 
 def test_weights_that_were_tampered_with_fail_the_probe(copy):
@@ -173,7 +174,7 @@ def test_weights_that_were_tampered_with_fail_the_probe(copy):
     with pytest.raises(
         InputError, match=r"relative error .*; torch cannot run it instead \(unet: torch"
     ) as caught:
-        load_prior(str(copy))
+        load_prior(PriorSettings(str(copy)))
     assert "\n" not in str(caught.value)
 
 
@@ -183,7 +184,7 @@ def test_a_graph_that_disagrees_gives_way_to_torch_unless_it_was_asked_for(copy,
     assert data.count(b"Sin") == 1  # that of the timestep's embedding
     path.write_bytes(data.replace(b"Sin", b"Cos"))
     with pytest.warns(FallbackWarning) as caught:
-        fallen = load_prior(str(copy))
+        fallen = load_prior(PriorSettings(str(copy)))
     (line,) = (str(warning.message) for warning in caught if warning.category is FallbackWarning)
     assert line.startswith(f"{copy / 'unet/probe.npz'}: ONNX Runtime ")
     assert line.endswith(f"; {fallen.runtime} runs it instead")
@@ -193,9 +194,9 @@ def test_a_graph_that_disagrees_gives_way_to_torch_unless_it_was_asked_for(copy,
     got, expected = (torch.cat(p.predict(noisy, torch.tensor([300]), conditions)) for p in (fallen, prior))
     assert float((got - expected).norm() / expected.norm()) < 1e-5
     with pytest.raises(InputError, match=r"ONNX Runtime .* gives another prediction"):
-        load_prior(str(copy), runtime="onnxruntime")
+        load_prior(PriorSettings(str(copy), runtime="onnxruntime"))
 
 
 def test_an_unknown_model_name_says_what_is_expected():
     with pytest.raises(InputError, match="--model: expected `embedded` or a folder"):
-        load_prior("sd99")
+        load_prior(PriorSettings("sd99"))

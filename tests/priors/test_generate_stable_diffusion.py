@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ddpo3d_fast import generate as loop
-from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.assets import EXPORTERS, read_ply
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.cache import entries
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS
 from ddpo3d_fast.run import RunFolder
@@ -25,7 +25,7 @@ PRESETS = ("draft", "standard", "high", "csd", "nfsd", "rescaled", "thrifty")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No turntable: that of other tests will do."""
-    monkeypatch.setattr(loop, "write_turntable", lambda path, frames: Path(path).write_bytes(b""))
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
 
 
 def run(folder, name, output, **changes):

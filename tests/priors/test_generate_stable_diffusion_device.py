@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_generate_device import CAPTURED, launched, make_four_steps  # noqa: F401
 
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 
 
 @pytest.mark.parametrize(

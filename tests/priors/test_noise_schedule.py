@@ -8,11 +8,11 @@ import pytest
 import torch
 from small_stable_diffusion import edit, on_torch, one_line
 
-from ddpo3d_fast.config import Schedule
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors.noise_schedule import highest_timestep, read_noise_schedule
 from ddpo3d_fast.schedule import timestep_range
+from ddpo3d_fast.settings import Schedule
 
 CONFIG = "scheduler/scheduler_config.json"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

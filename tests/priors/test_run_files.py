@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ddpo3d_fast import generate as loop
+from ddpo3d_fast.assets import EXPORTERS
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS
 from ddpo3d_fast.run import RunFolder
@@ -31,7 +31,7 @@ def work(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "rewards")
     from small_clip import CONFIGS, predictor_v2, save
 
-    monkeypatch.setattr(loop, "write_turntable", lambda path, frames: Path(path).write_bytes(b""))
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
     work = tmp_path / "work"
     shutil.copytree(folders["sd15"], work / "model")
     shutil.copytree(folders["sd15"] / "vae", work / "codec")

@@ -27,20 +27,20 @@ from small_stable_diffusion import (
 )
 from test_generate_device import OnDevice
 
-from ddpo3d_fast import priors as priors_room
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.priors import Call, EmbeddedPrior, StableDiffusionPrior, load_prior
+from ddpo3d_fast.priors import PriorSettings, find, load_prior
 from ddpo3d_fast.priors import stable_diffusion as room
-from ddpo3d_fast.priors.embedded import FOLDER
-from ddpo3d_fast.priors.stable_diffusion import Prompt
+from ddpo3d_fast.priors.base import Call
+from ddpo3d_fast.priors.embedded import FOLDER, EmbeddedPrior
+from ddpo3d_fast.priors.stable_diffusion import Prompt, StableDiffusionPrior
 
 KINDS = ("sd15", "sd21", "sdxl")
 
 
 @pytest.fixture(scope="module")
 def priors(folders):
-    return {kind: StableDiffusionPrior(folders[kind], runtime="torch") for kind in KINDS}
+    return {kind: on_torch(folders[kind]) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +293,10 @@ def test_on_onnx_runtime_every_number_is_torchs(folders, tmp_path, kind):
         make_unet(xl=True, **plain).save_pretrained(folder / "unet")
         make_tiny_vae().save_pretrained(codec)
     runtimes = ("onnxruntime", "torch")
-    exported, on_its_own = (StableDiffusionPrior(folder, runtime=name, codec=codec) for name in runtimes)
+    exported, on_its_own = (
+        StableDiffusionPrior(folder, PriorSettings(str(folder), runtime=name, codec=codec))
+        for name in runtimes
+    )
     prompt = on_its_own.prompt("a red view")
     for views, actions, height, width in ((1, 1, 8, 8), (2, 2, 4, 6)):
         conditions = on_its_own.conditions(prompt, torch.tensor([FRONT, SIDE][:views]))
@@ -501,25 +504,27 @@ def test_a_codec_of_other_channels_is_one_line(sd, tmp_path):
 
 
 def test_load_prior_tells_the_kinds_apart(folders, tmp_path):
-    assert isinstance(load_prior(str(folders["sdxl"]), runtime="torch"), StableDiffusionPrior)
-    assert isinstance(load_prior("embedded"), EmbeddedPrior)
-    assert isinstance(load_prior(str(FOLDER)), EmbeddedPrior)
+    assert isinstance(load_prior(PriorSettings(str(folders["sdxl"]), runtime="torch")), StableDiffusionPrior)
+    assert isinstance(load_prior(PriorSettings("embedded")), EmbeddedPrior)
+    assert isinstance(load_prior(PriorSettings(str(FOLDER))), EmbeddedPrior)
     with pytest.raises(InputError, match="--codec: expected none with the embedded prior, got 'taesd'"):
-        load_prior("embedded", codec="taesd")
+        load_prior(PriorSettings("embedded", codec="taesd"))
     with pytest.raises(InputError, match=r"model_index\.json"):
-        load_prior(str(tmp_path))
+        load_prior(PriorSettings(str(tmp_path)))
 
 
 def test_a_wrong_runtime_is_told_before_a_model_is_looked_for(monkeypatch):
-    monkeypatch.setattr(priors_room, "find_model", lambda *_: pytest.fail("looked for a model"))
+    monkeypatch.setattr(find, "find_model", lambda *_: pytest.fail("looked for a model"))
     with pytest.raises(InputError, match=r"^--runtime: .*, got tensorrt: runs on cuda alone, not on cpu$"):
-        load_prior("sd21", runtime="tensorrt")
+        load_prior(PriorSettings("sd21", runtime="tensorrt"))
 
 
 def test_load_prior_hands_everything_on(folders, tmp_path):
     make_tiny_vae().save_pretrained(tmp_path)
     prior = load_prior(
-        str(folders["sd21"]), "cpu", torch.bfloat16, "torch", codec=tmp_path, interpolate_views=False
+        PriorSettings(
+            str(folders["sd21"]), "cpu", torch.bfloat16, "torch", codec=tmp_path, interpolate_views=False
+        )
     )
     assert prior.runtime.endswith("bfloat16")
     assert prior.codec.latent_channels == 4

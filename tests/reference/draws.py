@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.config import Config
+from ddpo3d_fast.settings import Config
 
 
 def philox_normal(shape: tuple[int, ...], seed: int, stream: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.config import Config
+from ddpo3d_fast.settings import Config
 
 from .draws import Draw, philox_normal
 

@@ -1,7 +1,7 @@
 """The doors to the product, all of them: a run of it from a given state, told step by step.
 
-Three names of the house are known here and nowhere else in these tests: where the loop finds its prior, how
-often it writes a checkpoint, and what writes a turntable, which takes seconds.
+Three names of the house are known here and nowhere else in these tests: where a run finds its prior, how
+often it writes a checkpoint, and the table with what writes a turntable, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from ddpo3d_fast.config import Config
+from ddpo3d_fast.assets import EXPORTERS
 from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.settings import Config
 
 from . import toys
 from .scene import Tensors
@@ -47,9 +48,9 @@ def run(
     more steps ends by an exception in the step after `last`.
     """
     patch.setattr(loop, "CHECKPOINT_EVERY", 1)
-    patch.setattr(loop, "write_turntable", lambda path, frames: path.write_bytes(b""))
+    patch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
     if prior is not None:
-        patch.setattr(loop, "load_prior", lambda *arguments, **options: prior)
+        patch.setattr("ddpo3d_fast.build.load_prior", lambda wanted: prior)
     for name, function in toys.REWARDS.items():
         module, _, attribute = name.partition(":")
         patch.setitem(sys.modules, module, SimpleNamespace(**{attribute: function}))

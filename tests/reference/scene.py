@@ -8,7 +8,7 @@ import torch
 from kernels import oracle
 from torch import Tensor
 
-from ddpo3d_fast.config import Scene
+from ddpo3d_fast.settings import Scene
 
 from .draws import Cameras, look_at_origin
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from ddpo3d_fast.config import Config, Scene
+from ddpo3d_fast.settings import Config, Scene
 
 from .draws import draw
 from .guidance import Score, guidance

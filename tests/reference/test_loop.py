@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.assets import read_ply
-from ddpo3d_fast.config import Config
-from ddpo3d_fast.priors import load_prior, views
+from ddpo3d_fast.priors import PriorSettings, load_prior, views
 from ddpo3d_fast.priors.caption import view_indices
 from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.settings import Config
 
 from . import product, toys
 from .draws import first_cloud, view_weights
@@ -307,7 +307,10 @@ def test_a_step_of_the_embedded_models_is_the_documented_one(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(tmp_path, model="embedded", reward=(), views=2, gaussians=30, policy=policy)
-    prior, score = toys.InFloat32(load_prior("embedded")), toys.in_float32(make_reward(("embedded",), "cpu"))
+    prior, score = (
+        toys.InFloat32(load_prior(PriorSettings("embedded"))),
+        toys.in_float32(make_reward(("embedded",))),
+    )
 
     def right(seed: int) -> bool:
         begin = between(config, 0, seed)

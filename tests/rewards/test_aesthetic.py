@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS, aesthetic_reward, load_predictor
 
 PROMPTS = ["a red ball", "a blue cube"]
@@ -74,7 +74,7 @@ def embed(folder, tmp_path_factory):
 @pytest.mark.parametrize(("name", "predictor"), [("aesthetic", predictor_v2), ("aesthetic-v1", predictor_v1)])
 def test_score_is_the_predictors_of_openais_embedding(folder, embed, name, predictor):
     images = pictures(2, 48, 48)
-    reward = make_reward([f"{name}@{folder}"], runtime="torch")
+    reward = make_reward([f"{name}@{folder}"], RewardSettings(runtime="torch"))
     assert reward.name == f"{name}@{folder}"
     leaf = images.double().requires_grad_()
     expected = predictor(24)[0].double()(embed(leaf))[:, 0]
@@ -92,7 +92,9 @@ def test_score_is_the_predictors_of_openais_embedding(folder, embed, name, predi
 def test_on_onnx_runtime_scores_and_gradients_are_torchs(folder, name):
     """The exported tower and its VJP, without a prompt and with one, at two batches and two sizes."""
     runtimes = ("onnxruntime", "torch")
-    exported, on_its_own = (make_reward([f"{name}@{folder}"], runtime=each) for each in runtimes)
+    exported, on_its_own = (
+        make_reward([f"{name}@{folder}"], RewardSettings(runtime=each)) for each in runtimes
+    )
     for count, height, width in ((1, 32, 32), (3, 48, 40)):
         images, prompts = pictures(count, height, width), [*PROMPTS, "a duck"][:count]
         assert relative(exported.score(images, prompts), on_its_own.score(images, prompts)) <= 1e-5
@@ -112,8 +114,12 @@ def test_rewards_on_one_tower_run_it_once(folder, tmp_path, second):
         if file.name != "open_clip_config.json":
             (tmp_path / file.name).symlink_to(file)
     images = pictures(2, 48, 48)
-    alone = [make_reward([f"{name}@{tmp_path}"], runtime="torch") for name in ("aesthetic", second)]
-    both = make_reward([f"aesthetic@{tmp_path}=-2", f"{second}@{tmp_path}=0.3"], runtime="torch")
+    alone = [
+        make_reward([f"{name}@{tmp_path}"], RewardSettings(runtime="torch")) for name in ("aesthetic", second)
+    ]
+    both = make_reward(
+        [f"aesthetic@{tmp_path}=-2", f"{second}@{tmp_path}=0.3"], RewardSettings(runtime="torch")
+    )
     assert both.name == f"-2 aesthetic@{tmp_path} + 0.3 {second}@{tmp_path}"
     assert len(both.parts) == 1
     scores, gradient = both.score_vjp(images, PROMPTS)
@@ -125,7 +131,10 @@ def test_rewards_on_one_tower_run_it_once(folder, tmp_path, second):
 
 def test_a_tower_of_another_activation_is_another_one(folder):
     """CLIP's own configuration here has the plain GELU."""
-    assert len(make_reward([f"aesthetic@{folder}", f"clip@{folder}"], runtime="torch").parts) == 2
+    assert (
+        len(make_reward([f"aesthetic@{folder}", f"clip@{folder}"], RewardSettings(runtime="torch")).parts)
+        == 2
+    )
 
 
 def test_a_predictor_may_be_named_by_its_file(folder, offline):

@@ -16,7 +16,7 @@ from ddpo3d_fast.engines import load_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.resampling import Resize
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 from ddpo3d_fast.rewards.clip import OPENAI, clip_reward, hub_file, load_open_clip
 from ddpo3d_fast.rewards.tower import Tower, TowerReward
 
@@ -104,7 +104,7 @@ def expected_scores(folder, images, prompts):
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (100, 75)])
 def test_score_is_open_clips_cosine_times_a_hundred(folder, size):
     images = pictures(3, *size)
-    reward = clip_reward(str(folder), runtime="torch")
+    reward = clip_reward(str(folder), RewardSettings(runtime="torch"))
     assert (reward.name, reward.differentiable) == (f"clip@{folder}", True)
     scores = reward.score(images, PROMPTS)
     assert scores.dtype == torch.float32
@@ -114,7 +114,10 @@ def test_score_is_open_clips_cosine_times_a_hundred(folder, size):
 
 
 def test_another_prompt_scores_otherwise(clip_folder):
-    reward, images = clip_reward(str(clip_folder("vit")), runtime="torch"), pictures(1, 32, 32)
+    reward, images = (
+        clip_reward(str(clip_folder("vit")), RewardSettings(runtime="torch")),
+        pictures(1, 32, 32),
+    )
     one, other = (reward.score(images, [prompt]) for prompt in PROMPTS[:2])
     assert float((one - other).abs()) > 0.1
 
@@ -122,7 +125,7 @@ def test_another_prompt_scores_otherwise(clip_folder):
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (100, 75)])
 def test_gradient_is_float64_autograds(folder, size):
     images = pictures(3, *size)
-    reward = clip_reward(str(folder), runtime="torch")
+    reward = clip_reward(str(folder), RewardSettings(runtime="torch"))
     scores, gradient = reward.score_vjp(images, PROMPTS)
     leaf = images.double().requires_grad_()
     (expected,) = torch.autograd.grad(expected_scores(folder, leaf, PROMPTS).sum(), leaf)
@@ -133,7 +136,7 @@ def test_gradient_is_float64_autograds(folder, size):
 
 def test_each_image_has_its_own_score_and_gradient(folder):
     images = pictures(3, 48, 48)
-    reward = clip_reward(str(folder), runtime="torch")
+    reward = clip_reward(str(folder), RewardSettings(runtime="torch"))
     scores, gradient = reward.score_vjp(images, PROMPTS)
     for k in range(3):
         score, own = reward.score_vjp(images[k : k + 1], PROMPTS[k : k + 1])
@@ -184,7 +187,9 @@ def test_a_prompt_is_embedded_once():
         return normalize(torch.tensor([len(prompt), 1.0]), dim=0)
 
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 2))
-    reward = TowerReward("x", Tower(module, 2, 4, (0.5,) * 3, (0.5,) * 3), embed, runtime="torch")
+    reward = TowerReward(
+        "x", Tower(module, 2, 4, (0.5,) * 3, (0.5,) * 3), embed, wanted=RewardSettings(runtime="torch")
+    )
     for _ in range(2):
         reward.score(pictures(3, 8, 8), PROMPTS)
         reward.score_vjp(pictures(3, 8, 8), PROMPTS)
@@ -193,7 +198,10 @@ def test_a_prompt_is_embedded_once():
 
 
 def test_no_images_have_no_scores(clip_folder):
-    reward, none = clip_reward(str(clip_folder("vit")), runtime="torch"), torch.zeros(0, 3, 8, 8)
+    reward, none = (
+        clip_reward(str(clip_folder("vit")), RewardSettings(runtime="torch")),
+        torch.zeros(0, 3, 8, 8),
+    )
     assert reward.score(none, []).shape == (0,)
     assert [tuple(t.shape) for t in reward.score_vjp(none, [])] == [(0,), (0, 3, 8, 8)]
 
@@ -215,7 +223,7 @@ def test_no_images_have_no_scores(clip_folder):
     ],
 )
 def test_wrong_images_are_named(clip_folder, images, prompts, error, message):
-    reward = clip_reward(str(clip_folder("vit")), runtime="torch")
+    reward = clip_reward(str(clip_folder("vit")), RewardSettings(runtime="torch"))
     for call in (reward.score, reward.score_vjp):
         with pytest.raises(error, match=message):
             call(images, prompts)
@@ -243,7 +251,7 @@ def test_a_tag_brings_its_weights_activation_mean_and_deviation(clip_folder, tag
     weights = clip_folder("vit") / "open_clip_model.safetensors"
     (quick / weights.name).symlink_to(weights)
     expected = expected_scores(quick, images.double(), PROMPTS[:2])
-    scores = clip_reward("tiny:published", runtime="torch").score(images, PROMPTS[:2])
+    scores = clip_reward("tiny:published", RewardSettings(runtime="torch")).score(images, PROMPTS[:2])
     assert float((scores - expected).abs().max()) <= 1e-4
     plain = expected_scores(clip_folder("vit"), images.double(), PROMPTS[:2])
     assert float((plain - expected).abs().max()) > 0.01
@@ -259,8 +267,10 @@ def test_the_default_is_openais_vit_l_14_with_the_quick_gelu(offline):
 
 def test_weights_by_file_and_by_hub_name_are_those_of_the_folder(clip_folder, tagged):
     images, folder = pictures(2, 32, 32), clip_folder("vit")
-    of_folder = clip_reward(str(folder), runtime="torch").score(images, PROMPTS[:2])
-    of_hub = clip_reward("hf-hub:someone/tiny-clip", runtime="torch").score(images, PROMPTS[:2])
+    of_folder = clip_reward(str(folder), RewardSettings(runtime="torch")).score(images, PROMPTS[:2])
+    of_hub = clip_reward("hf-hub:someone/tiny-clip", RewardSettings(runtime="torch")).score(
+        images, PROMPTS[:2]
+    )
     assert torch.equal(of_hub, of_folder)
     tower, _ = load_open_clip(f"tiny:{folder / 'open_clip_model.safetensors'}", "clip")
     ours, theirs = tower.module.state_dict(), reference(folder)[0].visual.state_dict()
@@ -310,7 +320,7 @@ def test_a_hub_that_does_not_answer_is_one_line_soon(offline, monkeypatch, caplo
     hub = library("huggingface_hub", "test")
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_: pytest.fail("tried"))
     with pytest.raises(InputError, match=f"^--reward: {name}: .*Connection refused") as caught:
-        make_reward([name], runtime="torch")
+        make_reward([name], RewardSettings(runtime="torch"))
     assert "\n" not in str(caught.value)
     assert not caplog.records
 

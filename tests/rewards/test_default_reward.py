@@ -12,11 +12,12 @@ import torch
 import yaml
 from small_clip import CONFIGS, predictor_v2, put_in_hub_cache, save
 
+from ddpo3d_fast.assets import EXPORTERS
+from ddpo3d_fast.build import with_default_reward
 from ddpo3d_fast.cli import main
-from ddpo3d_fast.config import preset
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning
-from ddpo3d_fast.generate import with_default_reward
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS, is_at_hand
 from ddpo3d_fast.run import RunFolder, read_config
 
@@ -51,7 +52,7 @@ def predictor_cached(offline):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No turntable: that of other tests will do."""
-    monkeypatch.setattr("ddpo3d_fast.generate.write_turntable", lambda path, _: Path(path).write_bytes(b""))
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
 
 
 def generate(folder, output, *words):

@@ -5,12 +5,13 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer, to_tower_size
+from ddpo3d_fast.rewards import RewardSettings
+from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedReward, to_tower_size
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    return EmbeddedScorer()
+    return EmbeddedReward()
 
 
 def pictures(count, size, seed=0):
@@ -23,7 +24,7 @@ def test_gradient_equals_finite_differences_in_float64(scorer, size):
     images = pictures(2, size)
     scores, gradient = scorer.score_vjp(images)
     torch.testing.assert_close(scores, scorer.score(images))
-    double = EmbeddedScorer().network.double()
+    double = EmbeddedReward().network.double()
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
@@ -70,7 +71,7 @@ def test_larger_pictures_are_averaged_over_blocks(scorer):
 
 def test_scores_are_computed_alike_with_and_without_their_gradient(monkeypatch):
     """cuDNN exact in both, where else TF32 may round what the policy compares to 11 bits."""
-    scorer, seen = EmbeddedScorer(), []
+    scorer, seen = EmbeddedReward(), []
 
     def note(*_):
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -89,7 +90,7 @@ def test_scores_are_computed_alike_with_and_without_their_gradient(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_scores_and_gradients_on_a_gpu_are_the_cpus(scorer):
     images = pictures(8, 128)
-    on_gpu = EmbeddedScorer(device="cuda")
+    on_gpu = EmbeddedReward(RewardSettings("cuda"))
     scores, gradient = scorer.score_vjp(images)
     theirs, their_gradient = on_gpu.score_vjp(images.cuda())
     for found in (on_gpu.score(images.cuda()), theirs):
@@ -126,8 +127,8 @@ def test_wrong_images_are_named(scorer, images, error, message):
 
 def test_missing_and_damaged_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=r"config.json is missing"):
-        EmbeddedScorer(tmp_path)
+        EmbeddedReward(folder=tmp_path)
     (tmp_path / "config.json").write_bytes((FOLDER / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((FOLDER / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
-        EmbeddedScorer(tmp_path)
+        EmbeddedReward(folder=tmp_path)

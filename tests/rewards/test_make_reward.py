@@ -8,8 +8,8 @@ import torch
 
 from ddpo3d_fast.engines.load import profiles
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import embedded, make_reward, parse_rewards, tower
-from ddpo3d_fast.rewards.embedded import EmbeddedScorer
+from ddpo3d_fast.rewards import RewardSettings, embedded, make_reward, parse_rewards, tower
+from ddpo3d_fast.rewards.embedded import EmbeddedReward
 
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
 
@@ -52,8 +52,8 @@ def images():
 def test_embedded_reward_is_the_embedded_scorer(images):
     reward = make_reward(["embedded"])
     assert (reward.name, reward.differentiable) == ("embedded", True)
-    torch.testing.assert_close(reward.score(images, PROMPTS), EmbeddedScorer().score(images))
-    torch.testing.assert_close(reward.score_vjp(images, PROMPTS)[1], EmbeddedScorer().score_vjp(images)[1])
+    torch.testing.assert_close(reward.score(images, PROMPTS), EmbeddedReward().score(images))
+    torch.testing.assert_close(reward.score_vjp(images, PROMPTS)[1], EmbeddedReward().score_vjp(images)[1])
 
 
 def test_function_with_a_gradient(images):
@@ -177,17 +177,19 @@ def test_a_function_in_a_module_that_is_called_like_a_reward_is_the_users(images
 def test_rewards_on_clip_add_up_with_others(images, clip_folder, monkeypatch):
     folder = clip_folder("vit")
     monkeypatch.setenv("HOME", str(folder.parent))
-    reward = make_reward([f"clip@~/{folder.name}=0.3", "embedded", "user_rewards:steps=2"], runtime="torch")
+    reward = make_reward(
+        [f"clip@~/{folder.name}=0.3", "embedded", "user_rewards:steps=2"], RewardSettings(runtime="torch")
+    )
     assert reward.name == f"0.3 clip@{folder} + 1 embedded + 2 user_rewards:steps"
     parts = [make_reward([name]) for name in ("embedded", "user_rewards:steps")]
-    clip = make_reward([f"clip@{folder}"], runtime="torch")
+    clip = make_reward([f"clip@{folder}"], RewardSettings(runtime="torch"))
     others, steps = (part.score(images, PROMPTS) for part in parts)
     scores, gradient = reward.score_vjp(images, PROMPTS)
     torch.testing.assert_close(scores, 0.3 * clip.score(images, PROMPTS) + others + 2 * steps)
     expected = 0.3 * clip.score_vjp(images, PROMPTS)[1] + parts[0].score_vjp(images, PROMPTS)[1]
     torch.testing.assert_close(gradient, expected)
     assert not reward.capturable  # the user's function is looked at
-    assert make_reward([f"clip@{folder}", "embedded"], runtime="torch").capturable
+    assert make_reward([f"clip@{folder}", "embedded"], RewardSettings(runtime="torch")).capturable
 
 
 def test_engines_are_told_how_many_pictures_a_call_brings(clip_folder, monkeypatch):
@@ -195,16 +197,17 @@ def test_engines_are_told_how_many_pictures_a_call_brings(clip_folder, monkeypat
     for room in (embedded, tower):
         monkeypatch.setattr(room, "load_network", lambda network, *_: networks.append(network) or engine)
     specs = ["embedded", f"clip@{clip_folder('vit')}"]
-    make_reward(specs, runtime="onnxruntime", batches=(128, 64)).prepare(gradient=True)
-    assert [network.name for network in networks] == 2 * ["scorer", "scorer_vjp"]
-    for network, (shapes,), batch in zip(networks, (n.shapes for n in networks), 2 * (128, 64), strict=True):
+    make_reward(specs, RewardSettings(runtime="onnxruntime", batches=(128, 64))).prepare(gradient=True)
+    assert sorted(network.name for network in networks) == 2 * ["scorer"] + 2 * ["scorer_vjp"]
+    for network in networks:
+        (shapes,), batch = network.shapes, 64 if network.gradient else 128
         assert shapes == {name: (batch, *t.shape[1:]) for name, t in network.inputs.items()}
         assert [bounds["images"][2][0] for bounds in profiles(network)] == [batch]
 
 
 def test_a_wrong_runtime_is_told_before_weights_are_looked_for(offline):
     with pytest.raises(InputError, match=r"^--runtime: .*, got tensorrt: runs on cuda alone"):
-        make_reward(["clip"], runtime="tensorrt")
+        make_reward(["clip"], RewardSettings(runtime="tensorrt"))
 
 
 def test_rewards_on_clip_need_open_clip(monkeypatch):

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from ddpo3d_fast.rewards.names import map_paths, split_predictor
+from ddpo3d_fast.rewards.names import split_predictor
+from ddpo3d_fast.rewards.specs import map_paths
 
 
 @pytest.fixture(autouse=True)

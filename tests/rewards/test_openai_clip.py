@@ -15,7 +15,7 @@ from torch import nn
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS, load_predictor
 from ddpo3d_fast.rewards.clip import load_open_clip
 from ddpo3d_fast.rewards.torchscript import is_torchscript, read_torchscript
@@ -113,7 +113,7 @@ def test_tensors_that_share_a_storage_are_each_its_own_part(tmp_path):
 @pytest.mark.parametrize("kind", SMALL)
 def test_scores_of_an_archive_are_open_clips_own(archives, kind):
     images = pictures(2, 64, 64)
-    reward = make_reward([f"clip@{archives[kind]}"], runtime="torch")
+    reward = make_reward([f"clip@{archives[kind]}"], RewardSettings(runtime="torch"))
     expected = expected_scores(archives[kind], images, PROMPTS)
     assert float((reward.score(images, PROMPTS) - expected).abs().max()) <= 1e-3  # of 100 times a cosine
     tower, _ = load_open_clip(str(archives[kind]), "clip")
@@ -135,10 +135,11 @@ def tiny(monkeypatch):
 
 def test_beside_its_architecture_an_archive_keeps_its_own_activation(archive, tiny):
     images = pictures(2, 64, 64)
-    alone = make_reward([f"clip@{archive}"], runtime="torch").score(images, PROMPTS)
+    alone = make_reward([f"clip@{archive}"], RewardSettings(runtime="torch")).score(images, PROMPTS)
     for model in ("tiny", "tiny-quickgelu"):
         assert torch.equal(
-            make_reward([f"clip@{model}:{archive}"], runtime="torch").score(images, PROMPTS), alone
+            make_reward([f"clip@{model}:{archive}"], RewardSettings(runtime="torch")).score(images, PROMPTS),
+            alone,
         )
     with pytest.raises(InputError, match=r"open_clip cannot make ViT-B-32 of .*vit\.pt \(Error"):
         make_reward([f"clip@ViT-B-32:{archive}"])
@@ -152,10 +153,12 @@ def test_weights_alone_are_read_with_their_architecture(archive, tiny, tmp_path,
     state["logit_scale"] = torch.tensor(2.0)
     (torch.save if suffix == "pt" else save_file)(state, file)
     images = pictures(2, 64, 64)
-    alone = make_reward([f"clip@{archive}"], runtime="torch").score(images, PROMPTS)
-    named = make_reward([f"clip@tiny-quickgelu:{file}"], runtime="torch").score(images, PROMPTS)
+    alone = make_reward([f"clip@{archive}"], RewardSettings(runtime="torch")).score(images, PROMPTS)
+    named = make_reward([f"clip@tiny-quickgelu:{file}"], RewardSettings(runtime="torch")).score(
+        images, PROMPTS
+    )
     torch.testing.assert_close(named, alone)
-    plain = make_reward([f"clip@tiny:{file}"], runtime="torch").score(images, PROMPTS)
+    plain = make_reward([f"clip@tiny:{file}"], RewardSettings(runtime="torch")).score(images, PROMPTS)
     assert float((plain - alone).abs().max()) > 0.01
     with pytest.raises(InputError, match=r"got weights alone, which do not tell their activation") as caught:
         make_reward([f"clip@{file}"])
@@ -192,9 +195,9 @@ def test_the_predictor_takes_clip_from_its_folder_or_from_behind_a_comma(
     monkeypatch.setenv("HOME", str(laion))
     for where in (laion, f"{predictor},{archive}", f"{predictor},{laion}", f"{comma}/c,d.pth,{comma}/e,f.pt",
                   f"~/{predictor.name},~/ViT-L-14.pt"):  # fmt: skip
-        scores = make_reward([f"aesthetic@{where}"], runtime="torch").score(images, PROMPTS)
+        scores = make_reward([f"aesthetic@{where}"], RewardSettings(runtime="torch")).score(images, PROMPTS)
         assert float((scores - expected).abs().max()) <= 1e-5, where
-    clip = make_reward([f"clip@{laion}"], runtime="torch").score(images, PROMPTS)
+    clip = make_reward([f"clip@{laion}"], RewardSettings(runtime="torch")).score(images, PROMPTS)
     assert float((clip - expected_scores(archive, images, PROMPTS)).abs().max()) <= 1e-3
     with pytest.raises(
         InputError, match=r"is not in the hub's cache .* local copy as aesthetic@PREDICTOR,CLIP"

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward
 from ddpo3d_fast.rewards.preference import HPS_FILE, MEAN, STD, hps_reward, pickscore_reward
 
 PROMPTS = ["a red ball", "a blue cube"]
@@ -38,7 +38,9 @@ def hps_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_hps_is_a_hundred_times_the_cosine(hps_file, as_folder):
-    reward = hps_reward(str(hps_file.parent if as_folder else hps_file), runtime="torch", model="tiny-h")
+    reward = hps_reward(
+        str(hps_file.parent if as_folder else hps_file), RewardSettings(runtime="torch"), model="tiny-h"
+    )
     images = pictures(2, 48, 48)
     open_clip = library("open_clip", "test")
     model = open_clip.create_model("tiny-h").eval().requires_grad_(False)
@@ -145,7 +147,7 @@ def expected_logits(folder, model, images):
 
 def test_pickscore_is_the_models_logit(pickscore):
     folder, model = pickscore
-    reward = pickscore_reward(str(folder), runtime="torch")
+    reward = pickscore_reward(str(folder), RewardSettings(runtime="torch"))
     images = pictures(2, 48, 48)
     leaf = images.double().requires_grad_()
     expected = expected_logits(folder, model, leaf)
@@ -160,7 +162,7 @@ def test_pickscore_is_the_models_logit(pickscore):
 
 
 def test_a_prompt_of_any_length_has_a_score(pickscore):
-    reward = pickscore_reward(str(pickscore[0]), runtime="torch")
+    reward = pickscore_reward(str(pickscore[0]), RewardSettings(runtime="torch"))
     scores = reward.score(pictures(2, 32, 32), ["", "a red ball " * 50])
     assert bool(torch.isfinite(scores).all())
 
@@ -171,8 +173,8 @@ def test_pickscore_from_the_hubs_cache(offline, tmp_path):
     make_pickscore(folder)
     put_in_hub_cache(offline, "yuvalkirstain/PickScore_v1", *folder.iterdir())
     images = pictures(2, 32, 32)
-    of_folder = pickscore_reward(str(folder), runtime="torch").score(images, PROMPTS)
-    reward = make_reward(["pickscore"], runtime="torch")
+    of_folder = pickscore_reward(str(folder), RewardSettings(runtime="torch")).score(images, PROMPTS)
+    reward = make_reward(["pickscore"], RewardSettings(runtime="torch"))
     assert reward.name == "pickscore"
     assert torch.equal(reward.score(images, PROMPTS), of_folder)
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import make_reward, parse_rewards
-from ddpo3d_fast.rewards.paths import absolute_reward
+from ddpo3d_fast.rewards import absolute_reward, make_reward, parse_rewards
 from ddpo3d_fast.sources import recorded
 
 BRIGHT = "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n"

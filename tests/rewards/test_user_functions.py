@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpo3d_fast.assets import EXPORTERS
 from ddpo3d_fast.cli import main
 from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.rewards import FunctionReward, make_reward
@@ -254,9 +255,8 @@ def generate(*words, steps=3):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No turntable: that of other tests will do."""
-    from pathlib import Path
 
-    monkeypatch.setattr("ddpo3d_fast.generate.write_turntable", lambda path, _: Path(path).write_bytes(b""))
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
 
 
 @pytest.mark.parametrize("name", [*WITHOUT, *WITH, *LOST])

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ddpo3d_fast.scene import ScreenGradients, densify, initial_cloud, orbit, prune, relocate
-from ddpo3d_fast.scene.densify import DEAD_OPACITY, share_opacity
-from ddpo3d_fast.scene.gaussians import PARAMETERS
+from ddpo3d_fast.scene import Densification, Relocation, ScreenGradients, initial_cloud, orbit, prune
+from ddpo3d_fast.scene.gaussians import DEAD_OPACITY, PARAMETERS
+from ddpo3d_fast.scene.relocation import share_opacity
 
 
 def scene(dead=(), count=40):
@@ -43,7 +43,7 @@ def test_copies_beyond_the_limit_count_as_the_limit():
 
 def test_relocation_moves_every_dead_gaussian_and_keeps_their_number():
     gaussians = scene(dead=(3, 17, 39))
-    assert relocate(gaussians, generator()) == 3
+    assert Relocation().move(gaussians, generator()) == 3
     assert len(gaussians) == 40
     assert (gaussians.activated().opacities >= DEAD_OPACITY * 0.99).all()
 
@@ -52,7 +52,7 @@ def test_moved_gaussians_lie_where_live_ones_are():
     gaussians = scene(dead=(3, 17, 39))
     live = [index for index in range(40) if index not in (3, 17, 39)]
     before = gaussians.means[live].clone()
-    relocate(gaussians, generator(), jitter=0.0)
+    Relocation(jitter=0.0).move(gaussians, generator())
     for index in (3, 17, 39):
         assert (gaussians.means[index] == before).all(1).any()
 
@@ -63,7 +63,7 @@ def test_relocation_without_jitter_hardly_changes_the_picture():
     gaussians.logit_opacities[order[:8]] = -8.0
     old, live = gaussians.state_dict(), order[8:]
     before = gaussians.render(cameras, 48, 48).rgb
-    relocate(gaussians, generator(), jitter=0.0)
+    Relocation(jitter=0.0).move(gaussians, generator())
     after = gaussians.render(cameras, 48, 48).rgb
     # Against it the same copies with the opacities and scales of their sources.
     source = live[(gaussians.means[:, None] == old["means"][live]).all(-1).int().argmax(1)]
@@ -78,7 +78,7 @@ def test_relocation_without_jitter_hardly_changes_the_picture():
 def test_adam_forgets_the_moved_and_their_sources_and_nobody_else():
     gaussians = scene(dead=(3, 17))
     old = gaussians.logit_opacities.clone()
-    relocate(gaussians, generator())
+    Relocation().move(gaussians, generator())
     touched = gaussians.logit_opacities != old
     assert 3 <= int(touched.sum()) <= 4
     for moments in (gaussians.exp_avg, gaussians.exp_avg_sq):
@@ -93,7 +93,7 @@ def test_the_opaque_are_drawn_more_often():
         gaussians = scene(count=3)
         gaussians.logit_opacities[:] = torch.tensor([math.log(0.1 / 0.9), math.log(0.8 / 0.2), -9.0])
         first, second = gaussians.means[0].clone(), gaussians.means[1].clone()
-        relocate(gaussians, generator(seed), jitter=0.0)
+        Relocation(jitter=0.0).move(gaussians, generator(seed))
         counts += torch.stack([(gaussians.means[2] == first).all(), (gaussians.means[2] == second).all()])
     assert counts.sum() == 200
     assert 0.80 < counts[1] / 200 < 0.97  # expected 8 of 9
@@ -103,7 +103,7 @@ def test_relocation_is_a_function_of_the_seed():
     results = []
     for seed in (1, 1, 2):
         gaussians = scene(dead=(3, 17, 39))
-        relocate(gaussians, generator(seed))
+        Relocation().move(gaussians, generator(seed))
         results.append(gaussians.means)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -114,14 +114,14 @@ def test_relocation_is_a_function_of_the_seed():
 def test_a_gaussian_that_is_not_finite_is_dead_and_comes_back_whole(name, bad):
     gaussians = scene()
     getattr(gaussians, name)[5] = bad
-    assert relocate(gaussians, generator()) == 1
+    assert Relocation().move(gaussians, generator()) == 1
     assert all(getattr(gaussians, parameter).isfinite().all() for parameter in PARAMETERS)
 
 
 def test_nothing_dead_or_nothing_alive_changes_nothing():
     for gaussians in (scene(), scene(dead=range(40)), scene()[[]]):
         before = gaussians.state_dict()
-        assert relocate(gaussians, generator()) == 0
+        assert Relocation().move(gaussians, generator()) == 0
         assert all(torch.equal(before[name], tensor) for name, tensor in gaussians.state_dict().items())
 
 
@@ -142,11 +142,11 @@ def test_pruning_drops_the_faint_and_the_broken_and_not_the_picture():
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        relocate(scene(), generator(), **options)
+        Relocation(**options).move(scene(), generator())
 
 
 def grown(gaussians, gradients, most=100, **options):
-    return densify(gaussians, torch.tensor(gradients), generator(), 0.5, 0.05, most, **options)
+    return Densification(0.5, 0.05, most)(gaussians, torch.tensor(gradients), generator(), **options)
 
 
 def asks(**wanted):
@@ -175,7 +175,7 @@ def test_a_big_gaussian_is_split_into_two_smaller_ones_of_its_own_normal():
     gaussians = scene(count=1)
     many = gaussians[[0] * 4000]
     many.log_scales[:] = torch.tensor([0.3, 0.1, 0.02]).log()
-    halves = densify(many, torch.ones(4000), generator(), 0.5, 0.05, 8000)
+    halves = Densification(0.5, 0.05, 8000)(many, torch.ones(4000), generator())
     assert len(halves) == 8000
     assert torch.allclose(halves.log_scales.exp(), torch.tensor([0.3, 0.1, 0.02]) / 1.6)
     w, x, y, z = torch.nn.functional.normalize(many.quats[0], dim=0).tolist()
@@ -200,7 +200,7 @@ def test_dead_ones_are_left_out_and_none_grows_of_them():
     kept = [index for index in range(40) if index not in (3, 17, 5, 9)]
     assert torch.equal(fewer.means, gaussians.means[kept])
     gaussians.logit_opacities.fill_(-9.0)
-    assert densify(gaussians, torch.ones(40), generator(), 0.5, 0.05, 100) is gaussians
+    assert Densification(0.5, 0.05, 100)(gaussians, torch.ones(40), generator()) is gaussians
 
 
 def test_where_there_is_no_room_for_all_the_largest_gradients_grow():
@@ -225,6 +225,6 @@ def test_screen_gradients_are_means_over_the_views_that_see_a_gaussian():
 
 def test_densification_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match=r"^threshold: expected a positive number, got 0\.0"):
-        densify(scene(), torch.ones(40), generator(), 0.0, 0.05, 100)
+        Densification(0.0, 0.05, 100)
     with pytest.raises(ValueError, match=r"^screen_gradients: expected shape \(40,\), got \(3,\)"):
-        densify(scene(), torch.ones(3), generator(), 0.5, 0.05, 100)
+        Densification(0.5, 0.05, 100)(scene(), torch.ones(3), generator())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ddpo3d_fast.scene import Gaussians, outside_hull, relocate, unsupported
+from ddpo3d_fast.scene import Gaussians, Relocation, outside_hull, unsupported
 
 
 def scene(centers: torch.Tensor, opacity: float = 0.9, scale: float = 0.05) -> Gaussians:
@@ -57,7 +57,7 @@ def test_relocation_moves_what_is_outside_onto_what_is_inside(ball):
     both.logit_opacities[-8:] = -2.0
     outside = outside_hull(both)
     assert outside[-8:].all()
-    moved = relocate(both, torch.Generator().manual_seed(0), 0.02, also_dead=outside)
+    moved = Relocation(0.02).move(both, torch.Generator().manual_seed(0), outside)
     assert moved == int(outside.sum())
     assert (both.means[-8:].norm(dim=1) < 0.7).all()
     assert outside_hull(both).double().mean() < 0.02

@@ -175,7 +175,18 @@ def test_eight_groups_are_one_launch_of_adam(simt: ModuleType, count: int, launc
 
 def test_too_many_groups_are_refused(simt: ModuleType) -> None:
     with pytest.raises(ValueError, match="groups: expected at most 8, got 9"):
-        simt.adam_cuda([(0, 0, 0, 0, 0, 0, 0.0, 0)] * 9, 1, 0.9, 0.99, 1e-15, 0, 0, 0, 0, 0)
+        simt.adam_cuda(
+            groups=[(0, 0, 0, 0, 0, 0, 0.0, 0)] * 9,
+            step=1,
+            beta1=0.9,
+            beta2=0.99,
+            epsilon=1e-15,
+            device_step=0,
+            rate_scales=0,
+            rate_scale_stride=0,
+            skip=0,
+            cuda_stream=0,
+        )
 
 
 # ---- numbers that a captured graph reads anew
@@ -208,12 +219,23 @@ def test_a_stream_offset_is_added_to_every_stream(offset: int) -> None:
     assert len(differences(run(5, None), expected)) == 5  # all but the guess and the mean
 
 
+def draw(simt: ModuleType, out: Tensor, count: int, offset: Tensor | None = None) -> None:
+    """`philox_normal` with seed 1 and stream 2, past the op."""
+    simt.philox_normal_cuda(
+        out=out.data_ptr(),
+        count=count,
+        seed=1,
+        stream=2,
+        stream_offset=0 if offset is None else offset.data_ptr(),
+        cuda_stream=0,
+    )
+
+
 def test_the_offset_is_read_when_the_kernel_runs_and_not_before(simt: ModuleType) -> None:
     out, number = torch.empty(8), torch.tensor([4])
-    arguments = (out.data_ptr(), 8, 1, 2, number.data_ptr(), 0)
     for offset in (4, 5):
         number.fill_(offset)
-        simt.philox_normal_cuda(*arguments)
+        draw(simt, out, 8, number)
         assert torch.equal(out, philox_normal((8,), 1, 2 + offset))
 
 
@@ -250,7 +272,19 @@ def test_values_out_of_range_give_what_the_formulas_give_and_no_error(simt: Modu
     called as they are."""
     x, out = torch.ones(6, 8), torch.empty(6, 8)
     alphas = torch.tensor([-1.0, 0.0, 2.0, torch.inf, torch.nan, 0.5])
-    simt.add_noise_cuda(x.data_ptr(), 0, alphas.data_ptr(), out.data_ptr(), 6, 1, 8, 0, 0, 0, 0)
+    simt.add_noise_cuda(
+        latents=x.data_ptr(),
+        latents_type=0,
+        alphas_cumprod=alphas.data_ptr(),
+        noisy=out.data_ptr(),
+        views=6,
+        actions=1,
+        dims=8,
+        seed=0,
+        stream=0,
+        stream_offset=0,
+        cuda_stream=0,
+    )
     noise = philox_normal(x.shape, 0, 0)
     assert out[[0, 2, 3, 4]].isnan().all()
     assert torch.equal(out[1], noise[1])
@@ -264,12 +298,16 @@ def test_the_coefficient_of_an_absent_prediction_counts_as_zero(simt: ModuleType
     expected = mixed_residual(x, x, y, None, alphas, weight, mixture, "sample")
     mixture[:, 2] = 5
     out = torch.full((2, 8), torch.nan)
-    tensors = (x.data_ptr(), 0, x.data_ptr(), 0, y.data_ptr(), 0, 0, 0)
-    numbers = (alphas.data_ptr(), weight.data_ptr(), mixture.data_ptr(), 2, 2, 1, 8, out.data_ptr())
-    simt.mixed_residual_cuda(simt.MixedResidual(*tensors, *numbers), 0)
+    tensors = {"noisy": x, "conditional": x, "unconditional": y}
+    named = {name: tensor.data_ptr() for name, tensor in tensors.items()} | {"negative": 0}
+    named |= dict.fromkeys([f"{name}_type" for name in named], 0)
+    named |= {"alphas_cumprod": alphas.data_ptr(), "residual_weight": weight.data_ptr()}
+    named |= {"mixture": mixture.data_ptr(), "type": 2, "views": 2, "actions": 1, "dims": 8}
+    named["grad"] = out.data_ptr()
+    simt.mixed_residual_cuda(params=simt.MixedResidual(**named), cuda_stream=0)
     assert torch.equal(out, expected)
     out.fill_(torch.nan)
-    _backend._C.mixed_residual(_backend._C.MixedResidual(*tensors, *numbers))
+    _backend._C.mixed_residual(params=_backend._C.MixedResidual(**named))
     assert torch.equal(out, expected)
 
 
@@ -277,7 +315,7 @@ def test_the_coefficient_of_an_absent_prediction_counts_as_zero(simt: ModuleType
 def test_nothing_beside_the_output_is_written(simt: ModuleType, count: int) -> None:
     for shift in (0, 1):
         memory = torch.full((count + 8,), -7.0)
-        simt.philox_normal_cuda(memory[shift:].data_ptr(), count, 1, 2, 0, 0)
+        draw(simt, memory[shift:], count)
         assert torch.equal(memory[shift : shift + count], philox_normal((count,), 1, 2))
         assert (memory[:shift] == -7).all()
         assert (memory[shift + count :] == -7).all()

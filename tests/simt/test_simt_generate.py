@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate
+from ddpo3d_fast import configure, generate
 from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit, splats
@@ -43,7 +42,7 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     monkeypatch.setattr(generate, "export", lambda gaussians, folder: [])  # minutes, emulated
     module = SimpleNamespace(brightness=lambda images, prompts: images.mean((1, 2, 3)))
     monkeypatch.setitem(sys.modules, "my_reward", module)
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     # Round Gaussians have no gradient of rotation but rounding, which Adam would scale up to whole steps.
     scene = {
         "gaussians": 100,

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from ddpo3d_fast import config as settings
-from ddpo3d_fast import generate
-from ddpo3d_fast.assets import write_ply
+from ddpo3d_fast import configure, generate, settings
+from ddpo3d_fast.assets import EXPORTERS, write_ply
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 
@@ -38,14 +37,14 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
         write_ply(folder / "asset.ply", *(getattr(gaussians, name) for name in PARAMETERS))
         return [folder / "asset.ply"]
 
-    monkeypatch.setattr(generate, "StepGraphs", Wanted)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Wanted)
     monkeypatch.setattr(generate, "export", export)
-    monkeypatch.setattr(generate, "write_turntable", generate.write_turntable)  # put back afterwards
+    monkeypatch.setitem(EXPORTERS, "turntable.mp4", EXPORTERS["turntable.mp4"])  # put back afterwards
     return module
 
 
 def small_draft() -> settings.Config:
-    draft = settings.preset("draft", "a red ball")
+    draft = configure.preset("draft", "a red ball")
     schedule = dataclasses.replace(draft.schedule, steps=5, noises=2, render_scales=(0.5,), max_timestep=0.6)
     scene = dataclasses.replace(draft.scene, gaussians=60, densify_every=0)
     return dataclasses.replace(draft, device="cpu", schedule=schedule, scene=scene)

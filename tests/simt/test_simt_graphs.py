@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddpo3d_fast import generate, graphs
+from ddpo3d_fast import graphs
 from ddpo3d_fast.engines.onnx import OnnxEngine
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
@@ -150,7 +150,7 @@ def test_replayed_steps_make_the_scene_of_ordinary_ones(
 ) -> None:
     expected = run("plain", False, wishes, **STEPS)
     assert not recording.captures
-    monkeypatch.setattr(generate, "StepGraphs", Always)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Always)
     got = run("graph", False, wishes, **STEPS)
     # Rendering sizes change at step 5: before it steps 1 to 3 without policy and 4 with, after it 5 to 8.
     assert (recording.captures, recording.replays) == (2, 3)
@@ -176,7 +176,7 @@ def test_steps_are_captured_again_only_where_more_gaussians_need_new_memory(
     growing = {"steps": 6, "render_scales": (1.0,), "densify_every": 3, "densify_gradient": 1e-3}
     growing["max_gaussians"] = most
     expected = run("plain", False, "noise", **growing)
-    monkeypatch.setattr(generate, "StepGraphs", Always)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Always)
     got = run("graph", False, "noise", **growing)
     assert (recording.captures, recording.replays) == expected_calls
     assert 100 < len(got["means"]) <= most
@@ -189,7 +189,7 @@ def test_a_step_without_room_is_captured_again_with_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = run("room", False, "running", **STEPS)
-    monkeypatch.setattr(generate, "StepGraphs", Always)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Always)
     monkeypatch.setattr(splats, "FIRST_CAPACITY", 10)
     assert same(run("little room", False, "running", **STEPS), expected)
     assert recording.captures == 2
@@ -207,6 +207,6 @@ def test_the_recording_would_show_a_number_that_is_frozen(
         return update(self, *arguments, rate_scale=torch.tensor(rate_scale.tolist()), **options)
 
     expected = run("plain", False, "noise", **STEPS)
-    monkeypatch.setattr(generate, "StepGraphs", Always)
+    monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Always)
     monkeypatch.setattr(Gaussians, "update", frozen)
     assert not same(run("graph", False, "noise", **STEPS), expected)

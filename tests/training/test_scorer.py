@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedScorer, ScorerNetwork
+from ddpo3d_fast.rewards.embedded import FOLDER, EmbeddedReward, ScorerNetwork
 from ddpo3d_fast.training import scorer
 from ddpo3d_fast.training.degrade import KINDS, degrade, single
 from ddpo3d_fast.training.scorer import (
@@ -25,7 +25,7 @@ JUDGES = Path(__file__).parents[2] / "benchmarks" / "judges"
 
 @pytest.fixture(scope="module")
 def scorers():
-    return {"embedded": EmbeddedScorer().network, "evaluation": load_evaluation_scorer(JUDGES)}
+    return {"embedded": EmbeddedReward().network, "evaluation": load_evaluation_scorer(JUDGES)}
 
 
 @pytest.mark.parametrize(("name", "finer"), [("embedded", 0.95), ("evaluation", 0.9)])
@@ -67,7 +67,7 @@ def test_the_evaluation_scorer_is_another_network_that_agrees(source, scorers):
 
 
 def test_scorers_are_small():
-    assert sum(w.numel() for w in EmbeddedScorer().network.state_dict().values()) <= 1.5e6
+    assert sum(w.numel() for w in EmbeddedReward().network.state_dict().values()) <= 1.5e6
     assert (FOLDER / "model.safetensors").stat().st_size < 4e6
     assert (JUDGES / "scorer.safetensors").stat().st_size < 4e6
 
@@ -114,6 +114,8 @@ def test_training_command_writes_a_scorer_that_loads(dataset, tmp_path, monkeypa
     scorer.main()
     assert "held-out pairs in order" in capsys.readouterr().out
     loaded = (
-        load_evaluation_scorer(tmp_path / "out") if evaluation else EmbeddedScorer(tmp_path / "out").network
+        load_evaluation_scorer(tmp_path / "out")
+        if evaluation
+        else EmbeddedReward(folder=tmp_path / "out").network
     )
     assert torch.isfinite(scores_of(loaded, torch.rand(2, 3, 64, 64))).all()

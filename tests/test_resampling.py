@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ddpo3d_fast.control import torch_threads
-from ddpo3d_fast.schedule import resize, resize_vjp
+from ddpo3d_fast.resampling import resize, resize_vjp
 
 
 @pytest.mark.parametrize(("rendered", "seen"), [(8, 4), (4, 4), (4, 8), (4, 9), (12, 4)])

@@ -1,0 +1,190 @@
+"""From a configuration to a run: its models, its scene, its guidances; new, or as a checkpoint has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ddpo3d_fast.control import Stopwatch
+from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.files import write_each
+from ddpo3d_fast.graphs import StepGraphs
+from ddpo3d_fast.guidance import OBJECTIVES, AlphaPenalty, Guidance, RewardGuide, ScoreDistillation
+from ddpo3d_fast.journal import Journal, Observer
+from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
+from ddpo3d_fast.priors.base import Prior
+from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
+from ddpo3d_fast.run import RunFolder
+from ddpo3d_fast.scene import Splats
+from ddpo3d_fast.schedule import Plan, calls_of
+from ddpo3d_fast.settings import Config, adapter
+from ddpo3d_fast.sources import recorded
+from ddpo3d_fast.step import Step, Tensors, merged
+
+PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Prepared(NamedTuple):
+    """A step, and what `generate.advance` is given of it."""
+
+    step: Step
+    key: tuple[int, int, tuple[Hashable, ...]]  # pixels of a view, of a picture; a variant for each guidance
+    inputs: Tensors  # on the CPU
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run. What its steps change is in the scene, the guidances and the journal."""
+
+    config: Config
+    folder: RunFolder
+    clock: Stopwatch
+    plan: Plan
+    scene: Splats
+    guidances: tuple[Guidance, ...]  # each sees the gradient of those before it
+    graphs: StepGraphs
+    journal: Journal
+    first: int  # step to make
+
+    def prepare(self, number: int) -> Prepared | None:
+        """Draws a step, from 1; none beyond the last."""
+        if number > self.config.schedule.steps:
+            return None
+        step = self.plan.draw(number)
+        variants = tuple(guidance.variant(step) for guidance in self.guidances)
+        inputs = (guidance.inputs(step) for guidance in self.guidances)
+        key = step.rendered, step.picture, variants
+        return Prepared(step, key, merged(step.inputs(), self.scene.inputs(step), *inputs))
+
+    def kept(self) -> Tensors:
+        """What the guidances change, in place."""
+        return merged(*(guidance.state() for guidance in self.guidances))
+
+    def save(self, step: int) -> None:
+        """Writes metrics and a checkpoint, `step` being the last one done. Raises InputError for what could
+        not be written."""
+        lists = {name: tensor.tolist() for name, tensor in self.kept().items()}
+        state = {"step": step} | lists | self.scene.state()
+        write_each(
+            lambda: self.folder.write_metrics(self.journal.rows), lambda: self.folder.save_checkpoint(state)
+        )
+
+
+def build(
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+    observer: Observer,
+    clock: Stopwatch,
+    resume: bool,
+) -> Run:
+    """The run of a configuration that `with_default_reward` has given, in its claimed folder, which begins.
+
+    Raises InputError for what cannot be loaded or does not go together; then nothing is written.
+    """
+    state = folder.load_checkpoint(config.schedule.steps) if resume else None
+    model, place = config.distillation.model, "the GPU" if device.type == "cuda" else "the CPU"
+    observer({"stage": "load", "message": f"loading {model} on {place}"})
+    with recorded() as files_read:
+        prior, scorer = load_models(config, device)
+        prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
+    folder.identify(files_read)
+    plan = Plan.of(config, prior)
+    scene = Splats(config.scene, config.seed, device)
+    guidances = guidances_of(config, prior, prompt, scorer, clock)
+    first, rows = 1, list[dict[str, Any]]()
+    if state is not None:
+        first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
+        with folder.restoring():
+            scene.load(state)
+            for guidance in guidances:
+                guidance.load(state)
+    capturable = scorer is None or scorer.capturable
+    graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
+    journal = Journal(observer, config, prior.runtime, rows)
+    folder.begin(config, _facts(prior, scorer), resume)
+    return Run(config, folder, clock, plan, scene, guidances, graphs, journal, first)
+
+
+def guidances_of(
+    config: Config, prior: Prior, prompt: Any, scorer: Reward | None, clock: Stopwatch
+) -> tuple[Guidance, ...]:
+    """What pulls at the views of a run, in the order in which they add up."""
+    guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, config, clock)]
+    if scorer is not None and scorer.differentiable and config.reward.guide_weight > 0:
+        guidances.append(RewardGuide(scorer, config.prompt, config.reward.guide_weight, clock))
+    return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
+
+
+def predictions(config: Config) -> int:
+    """How many an item needs: for the prompt and for nothing or the negative prompt, or for all three."""
+    return 1 + len(OBJECTIVES[config.distillation.residual].against)
+
+
+def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
+    """The prior of a run and, where it uses one, its reward, all engines made: to build one takes long, which
+    is no step's business. Takes what `with_default_reward` gives. Raises InputError."""
+    model, wishes, schedule = config.distillation, config.reward, config.schedule
+    dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
+    rewards = (wishes.reward or ("embedded",)) if judged else ()
+    if rewards:
+        parse_rewards(rewards)  # what is wrong with a name is told before a long load
+    prior = load_prior(
+        PriorSettings(
+            model.model,
+            device,
+            dtype,
+            model.runtime,
+            codec=model.codec,
+            lora=[adapter(text) for text in model.lora],
+            interpolate_views=model.interpolate_views,
+            calls=calls_of(schedule, predictions(config)),
+            prompts=(config.prompt, config.negative_prompt),
+        )
+    )
+    prior.codec.prepare(decodes=wishes.policy_weight > 0)
+    if not rewards:
+        return prior, None
+    scored = schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
+    reward = make_reward(rewards, asked)
+    reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
+    return prior, reward
+
+
+def _facts(prior: Prior, scorer: Reward | None) -> dict[str, Any]:
+    """What runs the networks of a run, for its config.yaml."""
+    facts = {"engine": prior.runtime, "reward": "none"}
+    facts |= {f"{name}_engine": runtime for name, runtime in prior.codec.runtimes.items()}
+    if scorer is not None:
+        facts |= {"reward": scorer.name, "reward_engine": scorer.runtime}
+    return facts
+
+
+def with_default_reward(config: Config) -> Config:
+    """The configuration with what judges where no reward is named, or where nothing can, without a judge.
+
+    Beside the embedded prior that is the embedded scorer, which needs no naming; beside a Stable Diffusion by
+    name `aesthetic`, which may download it. Beside a folder, which never downloads, `aesthetic` where its
+    files are at hand; else the weights of policy and guide become 0, and a FallbackWarning says so.
+    """
+    wishes, model = config.reward, config.distillation.model
+    judge = kind_of(model).reward
+    if wishes.reward or not (wishes.policy_weight or wishes.guide_weight) or not judge:
+        return config
+    if not (Path(model).expanduser() / "model_index.json").is_file() or is_at_hand(judge):
+        return dataclasses.replace(config, reward=dataclasses.replace(wishes, reward=(judge,)))
+    warnings.warn(
+        f"--reward: none was named, and {judge}'s files are not on this machine: {model} runs without one, "
+        f"by distillation alone (--reward {judge} may download them, docs/rewards.md has others)",
+        FallbackWarning,
+        stacklevel=2,
+    )
+    unjudged = dataclasses.replace(wishes, policy_weight=0.0, guide_weight=0.0)
+    return dataclasses.replace(config, reward=unjudged)

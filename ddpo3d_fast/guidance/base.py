@@ -1,0 +1,91 @@
+"""What a guidance is: from rendered views to the gradient of its loss with respect to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.resampling import resize, resize_vjp
+from ddpo3d_fast.step import Step, Tensors
+
+Timer = Callable[[str], AbstractContextManager[None]]  # entered around each part of a step
+
+
+def untimed(part: str) -> AbstractContextManager[None]:
+    """No timer."""
+    return nullcontext()
+
+
+class Seen(NamedTuple):
+    """What a guidance sees of a step, on the device."""
+
+    pictures: Tensor  # [V, 3, S, S] in [0, 1], of a size that the prior takes
+    alpha: Tensor  # [V, N, N], of the rendered views
+    inputs: Tensors  # of the step and of all guidances
+    variant: Hashable = None  # what this guidance's `variant` has said of the step
+
+    @classmethod
+    def of(cls, rgb: Tensor, alpha: Tensor, size: int, inputs: Tensors) -> Seen:
+        """Of rendered views [V, N, N, 3] and their alpha, in pictures of `size` pixels a side."""
+        # Without room the views are NaN, which a user's reward may refuse.
+        return cls(resize(rgb, size).nan_to_num(), alpha, inputs)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """With respect to what is seen of the views, and a few numbers to report. Gradients add."""
+
+    pictures: Tensor | None = None  # [V, 3, S, S], of each view's own loss
+    alpha: Tensor | None = None  # [V, N, N], of the step's loss, which is the mean of the views'
+    metrics: Tensors = field(default_factory=dict)  # [] each, on the device: reading one waits for it
+
+    def __add__(self, other: Gradient) -> Gradient:
+        return Gradient(
+            _sum(self.pictures, other.pictures),
+            _sum(self.alpha, other.alpha),
+            self.metrics | other.metrics,
+        )
+
+    def on(self, rgb: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """That of the step's loss with respect to rendered views [V, N, N, 3] and their alpha [V, N, N]."""
+        views, side = rgb.shape[:2]
+        return (
+            torch.zeros_like(rgb) if self.pictures is None else resize_vjp(self.pictures, side) / views,
+            torch.zeros_like(alpha) if self.alpha is None else self.alpha,
+        )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return one if other is None else other if one is None else one + other
+
+
+class Guidance:
+    """Something that pulls at the views. It knows nothing of what they are made of."""
+
+    def inputs(self, step: Step) -> Tensors:
+        """What its call reads besides the pictures, on the CPU; the same names and shapes in every step."""
+        return {}
+
+    def variant(self, step: Step) -> Hashable:
+        """What of the step decides which kernels its call launches; a CUDA graph is captured for each."""
+        return None
+
+    def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
+        """Its own gradient; `so_far` is that of the guidances before it. Device work alone, which a CUDA
+        graph can hold, as far as prior and reward allow it: no wait, no copy from the host or to it."""
+        raise NotImplementedError
+
+    def state(self) -> Tensors:
+        """What its calls change, in place: saved with a run, and put back where a step is repeated."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave, as lists of numbers. Raises LookupError, TypeError or ValueError for what
+        is missing or does not fit."""
+        for name, tensor in self.state().items():
+            tensor.copy_(torch.tensor(state[name]))
