@@ -2,8 +2,15 @@
 
     python benchmarks/kernel_resources.py [--targets sm_80 sm_90 sm_120] [--json FILE]
 
-Registers a thread, shared memory a block, stack and spills in bytes (ptxas -v), and, where a cuobjdump is
-on the path, the widest global loads and stores in the machine code.
+Registers a thread, shared memory a block, stack and spills in bytes (ptxas -v). Where a cuobjdump is on the
+path (--json wants one), also what the machine code says:
+- how many global loads and stores there are, and how many of them move 128 bits;
+- of the innermost loop that has MUFU.EX2, so blend's and blend vjp's: its warp instructions a turn, its
+  entry-blocks a turn (an entry for a warp's 8 x 4 pixels: each takes one MUFU.EX2), and the quotient;
+- of the loop with barriers within a loop with barriers, so the sort's: the warp instructions of a chunk, 32
+  entries a warp, and the barriers for SORTED entries, which are one turn of the outer loop.
+A loop is what lies on a way from a jump's target back to the jump. Every instruction in it counts once, those
+that a branch may skip as well, so that a turn takes as many at most.
 """
 
 from __future__ import annotations
@@ -24,11 +31,20 @@ from ddpo3d_fast.files import write_text
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}", f"-I{CSRC / 'include'}"]  # those of CMakeLists.txt
 TARGETS = ("sm_80", "sm_90", "sm_120")
+SORTED, CHUNK = (
+    1024,
+    128,
+)  # entries: blend.cu's kSortedAtOnce, and a chunk of sort_list.cuh, an entry a thread
 
 
 def find_nvcc() -> str | None:
     """nvcc on the path or where the toolkit puts it."""
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def find_cuobjdump() -> str | None:
+    """cuobjdump on the path or where the toolkit puts it."""
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
 
 
 def demangled(symbols: list[str]) -> list[str]:
@@ -74,7 +90,7 @@ def resources(nvcc: str, source: Path, target: str) -> list[dict[str, Any]]:
         )
         if result.returncode:
             raise RuntimeError(f"{source.name}: nvcc failed: {result.stderr.strip()}")
-        code = sass_widths(Path(folder) / "out.cubin")
+        code = machine_code(Path(folder) / "out.cubin")
     rows, symbols = [], []
     pattern = (
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -97,23 +113,86 @@ def resources(nvcc: str, source: Path, target: str) -> list[dict[str, Any]]:
     return [{"kernel": name, **row} for name, row in zip(demangled(symbols), rows, strict=True)]
 
 
-def sass_widths(cubin: Path) -> dict[str, dict[str, int]]:
-    """By kernel: how many global loads and stores there are, and how many of them move 128 bits."""
-    tool = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
+def machine_code(cubin: Path) -> dict[str, dict[str, float]]:
+    """By kernel, what the docstring above lists; nothing without a cuobjdump."""
+    tool = find_cuobjdump()
     if not tool:
         return {}
     text = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     found = {}
     for part in text.split("Function : ")[1:]:
-        count = {name: len(re.findall(rf"\b{name}\.E\S*", part)) for name in ("LDG", "STG")}
-        wide = {name: len(re.findall(rf"\b{name}\.E\.128\S*", part)) for name in ("LDG", "STG")}
-        found[part.split()[0]] = {
-            "loads": count["LDG"],
-            "loads_128": wide["LDG"],
-            "stores": count["STG"],
-            "stores_128": wide["STG"],
-        }
+        code = instructions(part)
+        found[part.split()[0]] = {**widths(code), **blend_loop(code), **sort_loop(code)}
     return found
+
+
+Code = dict[int, str]  # instructions by their addresses
+
+
+def instructions(text: str) -> Code:
+    """A function's, of what `cuobjdump -sass` prints."""
+    return {int(at, 16): word for at, word in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]+);", text)}
+
+
+def widths(code: Code) -> dict[str, float]:
+    """How many global loads and stores there are, and how many of them move 128 bits."""
+    found: dict[str, float] = {}
+    for name, word in (("loads", "LDG"), ("stores", "STG")):
+        found[name] = matching(code, rf"\b{word}\.E")
+        found[f"{name}_128"] = matching(code, rf"\b{word}\.E\.128")
+    return found
+
+
+def matching(code: Code, pattern: str) -> int:
+    return sum(bool(re.search(pattern, word)) for word in code.values())
+
+
+def loops(code: Code) -> list[Code]:
+    """The loops, by size. Those of the same first instruction are one, as where a body has `continue`."""
+    before: dict[int, list[int]] = {at: [] for at in code}  # from where an instruction is reached
+    last = None
+    for at, word in code.items():
+        if last is not None:
+            before[at].append(last)
+        jump = re.search(r"\b(?:BRA|CALL\.REL)\b.*\b0x([0-9a-f]+)", word)  # sm_80 leaves loops by calls
+        if jump and int(jump.group(1), 16) in code:
+            before[int(jump.group(1), 16)].append(at)
+        last = None if re.match(r"(BRA|EXIT|RET)\b", word) else at  # with a condition it may go on
+    found = []
+    for head in code:
+        ends = [at for at in before[head] if at > head]
+        body = {head, *ends}
+        while ends:
+            new = {at for at in before[ends.pop()] if at not in body}
+            body |= new
+            ends += new
+        # If the function's beginning is in it, a way led around the head: no loop, code that lies elsewhere.
+        if len(body) > 1 and (head == min(code) or min(code) not in body):
+            found.append({at: code[at] for at in sorted(body)})
+    return sorted(found, key=len)
+
+
+def blend_loop(code: Code) -> dict[str, float]:
+    """Of the innermost loop that evaluates entries; nothing where there is none."""
+    for loop in loops(code):
+        if evaluated := matching(loop, r"\bMUFU\.EX2\b"):
+            quotient = round(len(loop) / evaluated, 1)
+            return {"loop": len(loop), "entry_blocks": evaluated, "per_entry_block": quotient}
+    return {}
+
+
+def sort_loop(code: Code) -> dict[str, float]:
+    """Of the sort's loops; nothing where there are none."""
+    barrier = r"\bBAR\b"
+    waiting = [
+        loop for loop in loops(code) if matching(loop, barrier) and not matching(loop, r"\bMUFU\.EX2\b")
+    ]
+    for inner in waiting:
+        for outer in waiting:
+            if len(outer) > len(inner) and inner.keys() <= outer.keys():
+                each, all_of = matching(inner, barrier), matching(outer, barrier)
+                return {"sort_chunk": len(inner), "sort_barriers": all_of - each + each * SORTED // CHUNK}
+    return {}
 
 
 def report(nvcc: str, targets: list[str]) -> list[dict[str, Any]]:
@@ -142,16 +221,24 @@ def main() -> None:
         sys.exit(
             "nvcc: not found on the path or in /usr/local/cuda/bin; expected the CUDA toolkit's compiler"
         )
+    if arguments.json and not find_cuobjdump():
+        sys.exit("--json: expected a cuobjdump on the path or in /usr/local/cuda/bin, for the machine code")
     rows = report(nvcc, arguments.targets)
     width = max(len(row["kernel"]) for row in rows)
-    print(f"{'kernel':{width}}  target  registers  shared  stack  spills  128-bit loads, stores")
+    print(
+        f"{'kernel':{width}}  target  registers  shared  stack  spills  128-bit loads, stores  instructions"
+    )
     for row in rows:
-        wide = ""
+        wide = hot = ""
         if "loads" in row:
             wide = f"{row['loads_128']}/{row['loads']}, {row['stores_128']}/{row['stores']}"
+        if "loop" in row:
+            hot = f"{row['per_entry_block']} an entry-block"
+        if "sort_chunk" in row:
+            hot += f"; sort {row['sort_chunk']} a chunk, {row['sort_barriers']} barriers for {SORTED}"
         print(
             f"{row['kernel']:{width}}  {row['target']:6}  {row['registers']:9}  {row['shared']:6}"
-            f"  {row['stack']:5}  {row['spills']:6}  {wide}"
+            f"  {row['stack']:5}  {row['spills']:6}  {wide:21}  {hot}".rstrip()
         )
     if arguments.json:
         table = {"compiler": compiler(nvcc), "kernels": rows}
