@@ -2,6 +2,7 @@
 #
 #   make generate PROMPT="a red mushroom" [ARGS="--preset draft --seed 3"]
 #   make test     the whole test suite
+#   make check    lint and the quick tests, in under a minute
 #   make lint     ruff, mypy, clang-format
 #   make build    set-up and build alone
 #   make clean    removes what was built and installed, not outputs/
@@ -34,7 +35,10 @@ MISSING = $(shell \
 export OMP_WAIT_POLICY ?= PASSIVE
 export PROMPT
 
-.PHONY: generate prompt test lint build clean
+# Tests of a second or two each; those of the kernels but for their build.
+QUICK := assets guidance kernels reference scene tables
+
+.PHONY: generate prompt test check lint build clean
 
 generate: prompt $(STAMP)
 	@$(BIN)/ddpo3d-fast generate --prompt "$$PROMPT" $(ARGS)
@@ -44,6 +48,9 @@ prompt:
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: lint
+	@$(BIN)/python -m pytest -q $(addprefix tests/,$(QUICK)) --ignore tests/kernels/test_build.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
