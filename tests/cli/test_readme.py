@@ -12,7 +12,7 @@ import pytest
 from .conftest import Command
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(path.read_text() for path in TEXTS)
 LINES = re.findall(r"^    (ddpo3d-fast .*)$", TEXT, flags=re.MULTILINE)
 
@@ -30,7 +30,7 @@ def test_the_readme_has_commands() -> None:
     assert len(LINES) >= 6
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:benchmarks|docs)/\w+\.\w+", TEXT))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:benchmarks|docs)/[\w-]+\.\w+", TEXT))))
 def test_every_file_is_there(path: str) -> None:
     assert (ROOT / path).is_file()
 
@@ -43,5 +43,5 @@ def test_every_module_is_there(module: str) -> None:
 def test_every_target_is_in_the_makefile() -> None:
     targets = set(re.findall(r"(?:^ {4}|`)make (\w+)", TEXT, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
-    assert {"generate", "test", "lint", "build"} <= targets
+    assert {"generate", "test", "check", "build"} <= targets
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
