@@ -18,24 +18,25 @@ import tyro
 
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError, suggestion
+from ddpo3d_fast.help import show_help
 from ddpo3d_fast.run import read_config
-from ddpo3d_fast.settings import Config, Preset, absolute_adapter, flag
+from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
 _KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
-_Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+_Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
 class Generate(Config):
     """Makes a 3D asset from a prompt. The defaults shown are those of the preset, or of the --config file."""
 
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """take the settings from this YAML file, for example the config.yaml of a run; a flag beside it wins"""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """go on with the run in this folder; of its settings only --steps may change"""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file to take the settings from, for example the config.yaml of a run; flags beside it win"""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder of a run to go on with; of its settings only --steps may change"""
     overwrite: _Switch = False
-    """let the run in the folder go, though it has other settings"""
+    """overwrite a run with other settings in the folder of --output"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False
@@ -44,31 +45,40 @@ class Generate(Config):
     """print details, and the stack trace of an error"""
 
 
+# The settings that `generate --help` shows, in the order in which people need them; --help-all shows all.
+EVERYDAY = (
+    *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
+    *("model", "lora", "guidance_scale", "negative_prompt"),
+    *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
+    *("overwrite", "json", "quiet", "verbose"),
+)
+
+
 @dataclass(frozen=True)
 class Render:
     """Renders a Gaussian splat: a turntable (.mp4), a contact sheet (.png) or stills (a folder)."""
 
     asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET.PLY")]]
-    """a 3D Gaussian splat, of this program or another"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """FILE.mp4, FILE.png or a folder (default: beside the asset)"""
-    size: int = 384
-    """side of a view, pixels"""
-    views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """views in one turn (default: 90 of a turntable, else 8)"""
-    elevation: float = 15.0
-    """of the camera above the horizon, degrees"""
-    radius: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """3D Gaussian splat, of this program or another"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """FILE.mp4, FILE.png or a folder to write to (default: beside the asset)"""
+    size: Annotated[int, Range(1, 4096)] = 384
+    """side of a view, in pixels"""
+    views: Annotated[int | None, Range(1, 3600), tyro.conf.arg(metavar="INT")] = None
+    """number of views in one turn (default: 90 of a turntable, else 8)"""
+    elevation: Annotated[float, Range(-90.0, 90.0)] = 15.0
+    """elevation of the camera, in degrees above the horizon"""
+    radius: Annotated[float | None, Range(1e-12, 1e12), tyro.conf.arg(metavar="FLOAT")] = None
     """distance of the camera from the centre, in the file's units; a small one looks around inside a room
     (default: the scene fills the picture, floaters and sky left out)"""
-    center: Annotated[str, tyro.conf.arg(metavar="X,Y,Z", help_behavior_hint="")] = ""
-    """what the camera looks at, in the file's coordinates (default: the middle of the scene)"""
+    center: Annotated[str, tyro.conf.arg(metavar="X,Y,Z")] = ""
+    """point that the camera looks at, in the file's coordinates (default: the middle of the scene)"""
     up: Literal["y", "-y", "z", "-z", "x", "-x"] = "-y"
-    """the axis of the file that points up"""
+    """axis of the file that points up"""
     background: Annotated[str, tyro.conf.arg(metavar="COLOR")] = "white"
-    """a name, #rrggbb, or r,g,b from 0 to 1"""
+    """colour behind the scene: a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False
-    """write every view as a png of its own"""
+    """write every view as a png of its own, in a folder"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -78,7 +88,7 @@ class Info:
     """Shows hardware, runtimes and models: what is found, and what a run would use."""
 
     json: _Switch = False
-    """as one JSON object"""
+    """print one JSON object in place of text"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -88,7 +98,7 @@ class EnginesList:
     """Shows the cache of exported graphs and built engines."""
 
     json: _Switch = False
-    """as one JSON object"""
+    """print one JSON object in place of text"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -98,29 +108,29 @@ class EnginesBuild:
     """Builds and tries what a run with the same settings would build when it starts."""
 
     model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
-    """the prior, as for generate"""
+    """diffusion prior, as for generate"""
     preset: Preset = "standard"
-    """of its settings, sizes, views and noises count"""
-    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = ""
-    """another autoencoder than the model's own"""
+    """name of the settings of the run; its sizes, views and noises count"""
+    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = ""
+    """autoencoder in place of the model's own, as for generate"""
     lora: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
+        tyro.conf.arg(metavar="FILE[=SCALE]"),
     ] = ()
-    """an adapter to fuse into the model; repeat it for several"""
+    """LoRA or DoRA to fuse into the model, as for generate; repeat the flag for several"""
     reward: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="NAME[=WEIGHT]", help_behavior_hint=""),
+        tyro.conf.arg(metavar="NAME[=WEIGHT]"),
     ] = ()
-    """a reward, as for generate; repeat it for several (default: the model's)"""
+    """reward, as for generate; repeat the flag for several (default: the model's)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where the run shall be"""
+    """processor that the run will be on; auto: CUDA where it can be used, else the CPU"""
     runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
-    """what shall run the networks; torch needs nothing built, nor do the embedded models with auto"""
+    """library that will run the networks; torch needs nothing built, nor do the embedded models with auto"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """what the networks shall compute in"""
+    """dtype that the networks will compute in; auto: fp16 on a GPU, fp32 on the CPU"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -140,7 +150,7 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast generate --prompt "a green tree" --reward embedded=0.5 --reward my_module:my_score
   ddpo3d-fast generate --prompt "a ripe strawberry" --model sd21 --reward aesthetic
   ddpo3d-fast generate --resume outputs/a-red-mushroom-0 --steps 300
-  ddpo3d-fast generate --preset high --help     (the settings behind a preset)
+  ddpo3d-fast generate --preset high --help-all     (the settings behind a preset)
 """,
     Render: """examples:
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply
@@ -168,24 +178,15 @@ _EXAMPLES: dict[type, str] = {
 def parse(kind: type[Settings], words: Sequence[str], default: Settings | None = None) -> Settings:
     """The settings that the words after a command's name stand for; `default` fills what they leave out.
 
-    Raises InputError for a wrong word. For --help, prints it and raises SystemExit.
+    Raises InputError for a wrong word. For --help and --help-all, prints it and raises SystemExit.
     """
     command = f"ddpo3d-fast {_name(kind)}"
-    options: dict[str, Any] = {
-        "args": list(words),
-        "prog": command,
-        "config": (tyro.conf.FlagCreatePairsOff,),
-    }
-    if default is not None:
-        options["default"] = default
-    if "--help" in words or "-h" in words:
-        try:
-            return tyro.cli(kind, **options)
-        except SystemExit:
-            print(_EXAMPLES[kind], end="")
-            raise
+    if not {"-h", "--help", "--help-all"}.isdisjoint(words):
+        everyday = EVERYDAY if kind is Generate and "--help-all" not in words else ()
+        show_help(kind, command, default, everyday, _EXAMPLES[kind])
+    options: dict[str, Any] = {} if default is None else {"default": default}
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        return tyro.cli(kind, **options, console_outputs=False)
+        return tyro.cli(kind, args=list(words), console_outputs=False, **options)
     raise InputError(
         _explain(kind, words) or f"cannot make sense of {shlex.join(words)}; see {command} --help"
     )
@@ -279,7 +280,8 @@ def _explain(kind: type, words: Sequence[str]) -> str:
         if options.get(f"--{name.removeprefix('--no-')}") is bool:
             continue
         if name not in options:
-            return f"{name}: no such option of {_name(kind)}{suggestion(name, list(options))}"
+            close = suggestion(name, [*options, "--help", "--help-all"])
+            return f"{name}: no such option of {_name(kind)}{close}"
         hint = options[name]
         if hint is bool:
             if equals:

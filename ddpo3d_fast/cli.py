@@ -43,7 +43,7 @@ examples:
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
   ddpo3d-fast engines list
 
-Each command has its own --help. --version prints the version.
+Each command has its own --help; --help-all shows every setting. --version prints the version.
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 """
 ENGINES_HELP = """usage: ddpo3d-fast engines ACTION [OPTIONS]
@@ -61,6 +61,7 @@ PACKAGES = {
     "onnxruntime": "onnxruntime",
     "safetensors": "safetensors",
     "tyro": "tyro",
+    "docstring_parser": "docstring_parser",
     "pyyaml": "yaml",
     "pillow": "PIL",
     "av": "av",

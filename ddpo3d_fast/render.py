@@ -6,9 +6,10 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ddpo3d_fast.errors import FallbackWarning, InputError, number
+from ddpo3d_fast.errors import FallbackWarning, InputError
+from ddpo3d_fast.settings import check_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ddpo3d_fast.scene import Cameras, Gaussians
 
 FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else
-_LARGEST = 1e12  # of a number in --radius and --center
+_LARGEST = 1e12  # of a number in --center
 _SEEN = 0.01  # alpha of a pixel that shows something
 # An axis that points up in a file, and the one that then points to the camera at azimuth 0: right-handed, as
 # the usual worlds of such files have them (y down, y up, z up).
@@ -94,17 +95,7 @@ def _axes(up: str) -> Tensor:
 
 
 def _check(settings: Render) -> None:
-    ranges: dict[str, tuple[Any, float, float]] = {
-        "--size": (settings.size, 1, 4096),
-        "--views": (1 if settings.views is None else settings.views, 1, 3600),
-        "--elevation": (settings.elevation, -90, 90),
-        "--radius": (1.0 if settings.radius is None else settings.radius, 1 / _LARGEST, _LARGEST),
-    }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InputError(
-                f"{name}: expected a number from {number(low)} to {number(high)}, got {number(value)}"
-            )
+    check_values(settings)
     if not settings.asset.is_file():
         reason = "is a folder" if settings.asset.is_dir() else "does not exist"
         raise InputError(f"asset: expected a ply file, got {settings.asset}, which {reason}")

@@ -18,7 +18,7 @@ LEVELS = (
     ("arguments", "progress", "generate"),
     ("build",),
     ("run", "control", "graphs", "schedule", "export", "journal"),
-    ("info", "configure"),
+    ("info", "configure", "help"),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),
     ("hub",),

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from ddpo3d_fast.errors import InputError, check_text, number
-from ddpo3d_fast.settings.config import Config, Range
+from ddpo3d_fast.settings.config import Range
 from ddpo3d_fast.settings.words import flag
 
 
-def check_values(config: Config) -> None:
+def check_values(settings: Any) -> None:
     """Raises InputError, which names the flag, for a number out of its field's `Range`, or for text that is
-    none."""
-    for part in (config, config.schedule, config.scene, config.distillation, config.reward):
-        hints = get_type_hints(type(part), include_extras=True)
-        for name, value in vars(part).items():
-            for low, high in (note for note in _notes(hints[name]) if isinstance(note, Range)):
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                    raise InputError(
-                        f"{flag(name)}: expected a number from {number(low)} to {number(high)}, got {value!r}"
-                    )
-            for text in value if isinstance(value, tuple) else (value,):
-                if isinstance(text, (str, Path)):
-                    check_text(flag(name), str(text))
+    none, in a dataclass of settings or in one of its parts. None is in every range."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for name, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            check_values(value)
+        for low, high in (note for note in _notes(hints[name]) if isinstance(note, Range)):
+            numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (numeric and low <= value <= high):
+                raise InputError(
+                    f"{flag(name)}: expected a number from {number(low)} to {number(high)}, got {value!r}"
+                )
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, (str, Path)):
+                check_text(flag(name), str(text))
 
 
 def _notes(hint: object) -> tuple[object, ...]:

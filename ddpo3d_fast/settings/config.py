@@ -23,34 +23,39 @@ class Schedule:
     """Steps, cameras and sizes."""
 
     steps: Annotated[int, Range(1, 100_000)] = 200
-    """updates of the scene"""
+    """optimizer steps; each updates the scene once"""
     views: Annotated[int, Range(1, 64)] = 4
-    """cameras a step, spread around the object"""
+    """cameras per step, spread around the object"""
     noises: Annotated[int, Range(1, 64)] = 2
-    """forward noises a view (the actions of the noise policy); the UNet sees views x noises items a step"""
+    """forward noises per view, or random DDIM steps with --policy ddim: the actions that the policy compares;
+    the UNet sees --views x --noises of them per step"""
     max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.98
-    """where annealing starts, as a fraction of the training timesteps"""
+    """timestep where annealing starts, as a fraction of the training timesteps"""
     min_timestep: Annotated[float, Range(0.0, 1.0)] = 0.02
-    """where annealing ends"""
+    """timestep where annealing ends, as a fraction of the training timesteps"""
     timestep_jitter: Annotated[float, Range(0.0, 0.5)] = 0.05
-    """half-width of the uniform jitter around the annealed timestep, as a fraction"""
+    """half-width of the uniform jitter around the annealed timestep, as a fraction of the training
+    timesteps"""
     camera_radius: Annotated[float, Range(1.2, 100.0)] = 3.0
-    """distance of the cameras from the object's centre; the object fits in a ball of radius 1"""
+    """distance of the cameras from the object's centre, in scene units; the object fits in a ball of radius
+    1, and the embedded prior's training pictures are from 3"""
     fov: Annotated[float, Range(1.0, 120.0)] = 40.0
-    """vertical field of view, degrees; the embedded prior knows its pictures from 3 and 40 alone"""
+    """vertical field of view of the cameras, in degrees; the embedded prior's training pictures have 40"""
     min_elevation: Annotated[float, Range(-90.0, 90.0)] = -10.0
-    """lowest camera, degrees above the horizon"""
+    """elevation of the lowest cameras, in degrees above the horizon"""
     max_elevation: Annotated[float, Range(-90.0, 90.0)] = 45.0
-    """highest camera but for those overhead"""
+    """elevation of the highest cameras, in degrees above the horizon, overhead ones apart"""
     overhead_fraction: Annotated[float, Range(0.0, 1.0)] = 0.06
-    """of the cameras, those that look down from 60 to 80 degrees"""
+    """fraction of the cameras that are overhead, at 60 to 80 degrees above the horizon"""
     backgrounds: Literal["white-grey", "black-white"] = "white-grey"
-    """behind the views: half of them white and half a random grey, or half of them black and half white"""
+    """colours behind the views: half of them white and half a random grey, or half black and half white"""
     render_scales: tuple[float, ...] = (1.0, 2.0)
-    """side of the rendered views, in units of the prior's picture, by equal parts of the run"""
+    """sides of the rendered views in units of the prior's picture, each 0.1 to 16; several take equal parts
+    of the run, one after the other"""
     picture_scales: tuple[float, ...] = (1.0,)
-    """side of the pictures that prior and scorer see of the views, likewise; must divide that of the views,
-    or be more"""
+    """sides of the pictures that prior and scorer see of the views, in units of the prior's picture, each 0.1
+    to 16; several take equal parts of the run, one after the other; a view must be smaller or a whole
+    multiple"""
 
 
 @dataclass(frozen=True)
@@ -58,43 +63,44 @@ class Scene:
     """The Gaussians and how they move."""
 
     gaussians: Annotated[int, Range(1, 10_000_000)] = 3000
-    """their number at first"""
+    """number of Gaussians at the first step"""
     cloud: Literal["normal", "ball"] = "normal"
-    """where they begin: normally around the centre, or uniformly in a ball of radius 0.5"""
+    """first positions of the Gaussians: normal around the centre, or uniform in a ball of radius 0.5"""
     means_rate: Annotated[float, Range(0.0, 1.0)] = 8e-3
-    """learning rate of positions"""
+    """learning rate of positions at the first step"""
     scales_rate: Annotated[float, Range(0.0, 1.0)] = 1e-2
-    """learning rate of log-scales"""
+    """learning rate of log-scales at the first step"""
     quats_rate: Annotated[float, Range(0.0, 1.0)] = 1e-2
-    """learning rate of rotations"""
+    """learning rate of rotations at the first step"""
     opacities_rate: Annotated[float, Range(0.0, 10.0)] = 5e-2
-    """learning rate of opacity logits"""
+    """learning rate of opacity logits at the first step"""
     colors_rate: Annotated[float, Range(0.0, 10.0)] = 4e-2
-    """learning rate of colours"""
+    """learning rate of colours at the first step"""
     final_rate: Annotated[float, Range(0.0, 1.0)] = 0.1
-    """all learning rates but that of positions fall to this fraction at the last step"""
+    """factor to which all learning rates but --means-rate decay, reached at the last step"""
     final_means_rate: Annotated[float, Range(0.0, 1.0)] = 0.1
-    """that of positions falls to this fraction"""
+    """factor to which --means-rate decays, reached where --means-decay ends"""
     means_decay: Annotated[float, Range(0.01, 1.0)] = 1.0
-    """in this first part of the run"""
+    """fraction of the run, from its start, in which --means-rate decays"""
     densify_every: Annotated[int, Range(0, 100_000)] = 20
-    """steps between rounds that drop dead Gaussians and clone or split others (0: never)"""
+    """steps between rounds that drop dead Gaussians and clone or split others; 0 turns them off"""
     densify_gradient: Annotated[float, Range(0.0, 1e6)] = 3.0
-    """those whose mean gradient on the screen (2 wide and high) reaches this; 0: none, the number stays and
-    dead Gaussians move onto live ones"""
+    """mean gradient on the screen (2 wide and high) from which a round clones or splits a Gaussian; 0 keeps
+    their number and moves dead Gaussians onto live ones"""
     split_above: Annotated[float, Range(0.0, 10.0)] = 0.04
-    """scale above which a Gaussian is split, not cloned"""
+    """scale on the longest axis, in scene units, above which a Gaussian is split, not cloned"""
     max_gaussians: Annotated[int, Range(1, 10_000_000)] = 50000
-    """densification makes no more than this"""
+    """number of Gaussians that cloning and splitting stop at"""
     dead_opacity: Annotated[float, Range(1e-6, 0.999)] = 0.05
-    """a Gaussian below this opacity is dead"""
+    """opacity below which a Gaussian is dead"""
     carve_from: Annotated[float, Range(0.0, 1.0)] = 0.4
-    """from this fraction of the run on, what lies outside the scene's own silhouettes is dead, too (1:
-    never)"""
+    """fraction of the run after which Gaussians outside the scene's own silhouettes are dead, too; 1 turns
+    this off"""
     opacity_penalty: Annotated[float, Range(0.0, 1e3)] = 0.0
-    """weight of the sum of all opacities in the loss: fades what no view needs"""
+    """weight of the sum of all opacities in the loss; fades what no view needs"""
     alpha_penalty: Annotated[float, Range(0.0, 1e3)] = 0.5
-    """weight of alpha (1 - alpha) in the loss, rising through the run: solid or empty, no haze"""
+    """weight of the sum of alpha (1 - alpha) over a view's pixels in the loss, rising through the run; makes
+    pixels solid or empty, not hazy"""
 
 
 @dataclass(frozen=True)
@@ -102,31 +108,33 @@ class Distillation:
     """Score distillation from the diffusion prior."""
 
     model: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = "embedded"
-    """the prior: `embedded`; a Stable Diffusion folder in diffusers' format; `sd15`, `sd21`, `sdxl`, or a
-    hub's owner/name, which may download it"""
+    """diffusion prior: `embedded`; a Stable Diffusion folder in diffusers' format; `sd15`, `sd21`, `sdxl`, or
+    a hub's owner/name, which may be downloaded"""
     guidance_scale: Annotated[float, Range(0.0, 1e3)] = 2.0
-    """classifier-free guidance"""
+    """scale of classifier-free guidance by the prompt; 1 is none"""
     residual: Literal["clean", "sds", "csd", "nfsd"] = "clean"
-    """`clean`: towards the clean guess, weight sqrt(1 - abar); `sds`: DreamFusion's, 1 - abar; `csd`, `nfsd`:
-    classifier and noise-free score distillation, without the injected noise"""
+    """score distillation: `clean`, towards the clean guess with weight sqrt(1 - abar); `sds`, DreamFusion's
+    with weight 1 - abar; `csd`, `nfsd`, classifier and noise-free, without the injected noise"""
     guidance_rescale: Annotated[float, Range(0.0, 1.0)] = 0.0
-    """how far the guided clean guess gets back the spread of the unguided one, 0 to 1"""
-    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR", help_behavior_hint="")] = ""
-    """another autoencoder than the model's own: a folder, `taesd`, `taesdxl` or a hub's owner/name"""
+    """degree to which the guided clean guess gets back the spread of the unguided one; 0 is not at all, 1
+    fully"""
+    codec: Annotated[str, tyro.conf.arg(metavar="NAME|DIR")] = ""
+    """autoencoder in place of the model's own: a folder, `taesd`, `taesdxl` or a hub's owner/name"""
     lora: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FILE[=SCALE]", help_behavior_hint=""),
+        tyro.conf.arg(metavar="FILE[=SCALE]"),
     ] = ()
-    """a LoRA's or DoRA's safetensors to fuse into the model; repeat it for several"""
-    interpolate_views: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: a mixture)")] = True
-    """with Stable Diffusion, take the nearest view's prompt (front, side, back, overhead), not a mixture of
-    the two nearest"""
+    """LoRA or DoRA, a safetensors file, to fuse into the model, at scale 1 if none is given; repeat the flag
+    for several"""
+    interpolate_views: bool = True
+    """mix the prompts of the two nearest views (front, side, back) with Stable Diffusion; off, take the
+    nearest view's alone"""
     runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
-    """what runs the networks; auto: TensorRT on a GPU, ONNX Runtime on a CPU, where they are there and agree
-    with torch, else torch"""
+    """library that runs the networks; auto: TensorRT on a GPU, ONNX Runtime on a CPU, where they are there
+    and agree with torch, else torch"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """what Stable Diffusion and CLIP compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """dtype that Stable Diffusion and CLIP compute in; auto: fp16 on a GPU, fp32 on the CPU"""
 
 
 @dataclass(frozen=True)
@@ -136,47 +144,53 @@ class Reward:
     reward: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="NAME[=WEIGHT]", help_behavior_hint=""),
+        tyro.conf.arg(metavar="NAME[=WEIGHT]"),
     ] = ()
-    """`embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or `module:function` of images [B, 3, H, W]
-    and prompts; repeat it to add several (default: embedded; with Stable Diffusion aesthetic, or none where a
-    folder is given and aesthetic's files are not on this machine)"""
+    """reward and its weight (1 if left out): `embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or
+    `module:function` of images [B, 3, H, W] and prompts; repeat the flag to add several (default: embedded;
+    with Stable Diffusion aesthetic, or none where a folder is given and aesthetic's files are not on this
+    machine)"""
     policy_weight: Annotated[float, Range(0.0, 1e3)] = 1.0
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: Annotated[float, Range(0.0, 1e3)] = 0.1
-    """weight of the reward's own gradient; 0 turns it off"""
+    """size of the reward's own gradient relative to the distillation's; 0 turns it off"""
     policy: Literal["noise", "ddim"] = "noise"
-    """the action: the forward noise, or the latents after one stochastic DDIM step"""
+    """action of the policy: the forward noise, or the latents after one stochastic DDIM step"""
     reward_of: Literal["action", "render"] = "action"
-    """what is scored: the clean guess the action leads to, or the rendered view (the paper's figure)"""
+    """picture that the policy's reward is of: the clean guess the action leads to, or the rendered view (as
+    in the paper's figure)"""
     baseline: Literal["group", "running"] = "group"
-    """advantages against the other actions of the view, or against a running window of the run's rewards"""
+    """rewards that an advantage is measured against: those of the view's other actions, or a running window
+    of the run's"""
     shuffle_advantages: bool = False
-    """a control for experiments: the same noise, no signal"""
+    """put the advantages within a view in random order: a control for experiments, with as much noise and
+    no signal"""
     reward_guidance_scale: Annotated[float, Range(0.0, 1e3)] = 0.0
-    """classifier-free guidance of the clean guesses that are scored (0: that of --guidance-scale)"""
+    """scale of classifier-free guidance for the clean guesses that are scored; 0 takes --guidance-scale"""
     policy_max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """the policy gradient is off above this timestep and rises to full weight as it falls below"""
+    """timestep, as a fraction of the training timesteps, above which the policy gradient is off; it has its
+    full weight from 0.2 below"""
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything needed to repeat a run."""
 
-    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(needed)")]
-    """what to make, for example "a red mushroom" """
-    negative_prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """what to stay away from"""
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """run folder (default: outputs/<prompt>-<seed>, and -2, -3, ... beside runs with other settings)"""
+    prompt: str
+    """text that says what to make, for example "a red mushroom"; needed without --config or --resume"""
+    negative_prompt: str = ""
+    """text that says what to stay away from"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder of the run (default: outputs/<prompt>-<seed>, and -2, -3, ... beside runs with other
+    settings)"""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
-    """same seed, same machine, same asset"""
+    """seed of all random numbers; on one machine equal seeds and settings give equal assets"""
     preset: Preset = "standard"
-    """fills every setting that is not given; the last four are Stable Diffusion's"""
+    """name of the values for all settings that are not given; the last four are Stable Diffusion's"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to run; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
-    cuda_graph: Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: replay it)")] = True
-    """on a GPU, launch every step anew instead of replaying it as a CUDA graph"""
+    """processor to run on; auto: CUDA if the machine and the installation have all it takes, else the CPU"""
+    cuda_graph: bool = True
+    """replay every step as a CUDA graph on a GPU; off, launch its kernels anew"""
     schedule: tyro.conf.OmitArgPrefixes[Schedule] = field(default_factory=Schedule)
     scene: tyro.conf.OmitArgPrefixes[Scene] = field(default_factory=Scene)
     distillation: tyro.conf.OmitArgPrefixes[Distillation] = field(default_factory=Distillation)

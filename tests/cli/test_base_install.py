@@ -47,7 +47,7 @@ print(bool(out.rgb.max() > 0.9))
 )
 def test_a_command_is_one_line_that_names_the_extra(words: tuple[str, ...]) -> None:
     done = command_line(*words)
-    missing = "onnxruntime, safetensors, tyro, pyyaml, pillow, av, tqdm"
+    missing = "onnxruntime, safetensors, tyro, docstring_parser, pyyaml, pillow, av, tqdm"
     message = f"needs more packages (missing: {missing}): pip install 'ddpo3d-fast[generate]'"
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"ddpo3d-fast: {words[0]} {message}\n"

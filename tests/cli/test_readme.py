@@ -20,7 +20,7 @@ LINES = re.findall(r"^    (ddpo3d-fast .*)$", TEXT, flags=re.MULTILINE)
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_has_its_flags(command: Command, line: str) -> None:
     _, name, *words = shlex.split(line, comments=True)
-    text = command(name, "--help").out
+    text = command(name, "--help-all").out
     for word in words:
         if word.startswith("--"):
             assert f" {word} " in text, word
