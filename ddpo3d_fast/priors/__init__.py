@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.files import read_json
-from ddpo3d_fast.priors.kinds import PriorKind, PriorSettings, embedded, stable_diffusion
+from ddpo3d_fast.priors.kinds import PriorKind, PriorSettings
+from ddpo3d_fast.priors.kinds.embedded import KIND as EMBEDDED
+from ddpo3d_fast.priors.kinds.stable_diffusion import KIND as STABLE_DIFFUSION
 
 if TYPE_CHECKING:
     from ddpo3d_fast.priors.base import Prior
 
 PRIORS: dict[str, PriorKind] = {
-    "embedded": embedded.KIND,
-    "stable_diffusion": stable_diffusion.KIND,
+    "embedded": EMBEDDED,
+    "stable_diffusion": STABLE_DIFFUSION,
 }
 OTHERS = "stable_diffusion"  # what a model is that neither its name nor its folder says
 
