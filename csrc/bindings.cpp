@@ -16,9 +16,7 @@
 namespace py = pybind11;
 using namespace ddpo3d_fast;
 
-#ifdef DDPO3D_WITH_DIFFUSION
 void bind_diffusion(py::module_ &module);
-#endif
 #ifdef DDPO3D_WITH_CUDA
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
@@ -92,7 +90,5 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("with_cuda") = false;
 #endif
-#ifdef DDPO3D_WITH_DIFFUSION
   bind_diffusion(module);
-#endif
 }
