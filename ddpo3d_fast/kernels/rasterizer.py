@@ -101,7 +101,7 @@ def rasterize_forward(
 
     A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that
     only fill up the arrays, so that their size stays, cost next to nothing and have gradients of exactly 0,
-    those of the penalties too.
+    that of the penalty too.
     """
     means = checked("means", means, ("N", 3))
     count = means.shape[0]
@@ -236,15 +236,14 @@ def rasterize_backward(
     grad_depth: Tensor | None = None,  # [C, H, W]
     *,
     opacity_penalty: float = 0.0,
-    scale_penalty: float = 0.0,
     of_cameras: bool = True,
 ) -> RasterizeGradients:
     """The vector-Jacobian product of the `rasterize_forward` that returned `state`; may be called repeatedly.
 
     Args:
         grad_rgb, grad_alpha, grad_depth: d(loss)/d(output), float32; None counts as zero.
-        opacity_penalty, scale_penalty: weights in the loss of the sums of all opacities and of all scales,
-            after activation, as in 3DGS-MCMC (arXiv 2404.09591).
+        opacity_penalty: weight in the loss of the sum of all opacities, after activation, as in 3DGS-MCMC
+            (arXiv 2404.09591).
         of_cameras: whether the gradients of viewmats and backgrounds are wanted.
 
     Raises:
@@ -274,7 +273,6 @@ def rasterize_backward(
     addresses = {name: address(tensor) for name, tensor in gradients._asdict().items()}
     upstream: dict[str, Any] = {
         "opacity_penalty": float(opacity_penalty),
-        "scale_penalty": float(scale_penalty),
         "grad_rgb": address(grad_rgb),
         "grad_alpha": address(grad_alpha),
         "grad_depth": address(grad_depth),
