@@ -185,21 +185,15 @@ def _forward_cuda(
     library: Any, params: Any, out: Rasterization, limit: int, capacity: TileCapacity | None
 ) -> CudaPass:
     device = out.rgb.device
-
-    def device_bytes(count: int) -> Tensor:
-        return torch.empty(count, dtype=torch.uint8, device=device)
-
     if capacity is None:  # waited for below, so it may die with this call
         needed = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")
     else:
         needed = capacity.reported_by(device)
-    state = device_bytes(library.rasterize_state_bytes_cuda(params))
+    state = torch.empty(library.rasterize_state_bytes_cuda(params), dtype=torch.uint8, device=device)
 
     def memory(entries: Tensor | None, max_entries: int) -> Any:
         return library.RasterizeMemory(
-            state=address(state),
-            entries=address(entries),
-            max_entries=max_entries,
+            state=address(state), entries=address(entries), max_entries=max_entries
         )
 
     with _backend.on(device):
@@ -215,16 +209,11 @@ def _forward_cuda(
                 raise TooManyEntries(max_entries, limit, size)
         else:
             max_entries = capacity.entries
-        entries = device_bytes(library.rasterize_entries_bytes_cuda(max_entries))
+        entry_bytes = library.rasterize_entries_bytes_cuda(max_entries)
+        entries = torch.empty(entry_bytes, dtype=torch.uint8, device=device)
         blended = memory(entries, max_entries)
-        library.rasterize_blend_cuda(
-            params,
-            blended,
-            rgb=address(out.rgb),
-            alpha=address(out.alpha),
-            depth=address(out.depth),
-            stream=stream,
-        )
+        images = {name: address(getattr(out, name)) for name in ("rgb", "alpha", "depth")}
+        library.rasterize_blend_cuda(params, blended, **images, stream=stream)
     scratch_bytes = library.rasterize_scratch_bytes_cuda(params, max_entries)
     return CudaPass(blended, state, entries, scratch_bytes)
 
