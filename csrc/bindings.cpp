@@ -16,9 +16,7 @@
 namespace py = pybind11;
 using namespace ddpo3d_fast;
 
-#ifdef DDPO3D_WITH_DIFFUSION
 void bind_diffusion(py::module_ &module);
-#endif
 #ifdef DDPO3D_WITH_CUDA
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
@@ -49,15 +47,13 @@ void bind_rasterizer(py::module_ &module) {
   module.def(
       "rasterize_backward_cpu",
       [](const RasterizeParams &params, const RasterizeState &state, std::uintptr_t grad_rgb,
-         std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, float scale_penalty,
-         std::uintptr_t means, std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities,
-         std::uintptr_t colors, std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d) {
+         std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, std::uintptr_t means,
+         std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities, std::uintptr_t colors,
+         std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d) {
         py::gil_scoped_release release;
         rasterize_backward_cpu(params,
-                               {pointer<const float>(grad_rgb),
-                                pointer<const float>(grad_alpha),
-                                pointer<const float>(grad_depth),
-                                {opacity_penalty, scale_penalty}},
+                               {pointer<const float>(grad_rgb), pointer<const float>(grad_alpha),
+                                pointer<const float>(grad_depth), opacity_penalty},
                                {pointer<float>(means), pointer<float>(quats), pointer<float>(scales),
                                 pointer<float>(opacities), pointer<float>(colors),
                                 pointer<float>(backgrounds), pointer<float>(viewmats),
@@ -65,9 +61,9 @@ void bind_rasterizer(py::module_ &module) {
                                state);
       },
       py::arg("params"), py::arg("state"), py::kw_only(), py::arg("grad_rgb"), py::arg("grad_alpha"),
-      py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("scale_penalty"), py::arg("means"),
-      py::arg("quats"), py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"),
-      py::arg("viewmats"), py::arg("means2d"));
+      py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("means"), py::arg("quats"),
+      py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"), py::arg("viewmats"),
+      py::arg("means2d"));
 }
 
 } // namespace
@@ -92,7 +88,5 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("with_cuda") = false;
 #endif
-#ifdef DDPO3D_WITH_DIFFUSION
   bind_diffusion(module);
-#endif
 }

@@ -44,16 +44,14 @@ void bind_cuda_rasterizer(py::module_ &module) {
   module.def(
       "rasterize_backward_cuda",
       [](const RasterizeParams &params, const RasterizeMemory &memory, std::uintptr_t grad_rgb,
-         std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, float scale_penalty,
-         std::uintptr_t means, std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities,
-         std::uintptr_t colors, std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d,
-         std::uintptr_t scratch, std::uintptr_t stream) {
+         std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, std::uintptr_t means,
+         std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities, std::uintptr_t colors,
+         std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d, std::uintptr_t scratch,
+         std::uintptr_t stream) {
         py::gil_scoped_release release;
         rasterize_backward_cuda(params,
-                                {pointer<const float>(grad_rgb),
-                                 pointer<const float>(grad_alpha),
-                                 pointer<const float>(grad_depth),
-                                 {opacity_penalty, scale_penalty}},
+                                {pointer<const float>(grad_rgb), pointer<const float>(grad_alpha),
+                                 pointer<const float>(grad_depth), opacity_penalty},
                                 {pointer<float>(means), pointer<float>(quats), pointer<float>(scales),
                                  pointer<float>(opacities), pointer<float>(colors),
                                  pointer<float>(backgrounds), pointer<float>(viewmats),
@@ -61,7 +59,7 @@ void bind_cuda_rasterizer(py::module_ &module) {
                                 memory, pointer<void>(scratch), pointer<void>(stream));
       },
       py::arg("params"), py::arg("memory"), py::kw_only(), py::arg("grad_rgb"), py::arg("grad_alpha"),
-      py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("scale_penalty"), py::arg("means"),
-      py::arg("quats"), py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"),
-      py::arg("viewmats"), py::arg("means2d"), py::arg("scratch"), py::arg("stream"));
+      py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("means"), py::arg("quats"),
+      py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"), py::arg("viewmats"),
+      py::arg("means2d"), py::arg("scratch"), py::arg("stream"));
 }

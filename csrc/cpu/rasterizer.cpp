@@ -115,7 +115,7 @@ void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstre
     tile.v_background = v_backgrounds.data() + 3 * index;
     kernels.backward(tile);
   });
-  reduce_gaussians(params, state, partial->data(), upstream.penalties, gradients);
+  reduce_gaussians(params, state, partial->data(), upstream.opacity_penalty, gradients);
 
   for (int64_t c = 0; gradients.backgrounds && c < params.num_cameras; ++c) {
     double v[3] = {};

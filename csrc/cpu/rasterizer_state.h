@@ -74,7 +74,7 @@ int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t
 void build_tile_lists(const RasterizeParams &params, RasterizeState::Impl &state);
 // blend_tiles.h has the tiles' own forward and backward.
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, const Penalties &penalties,
+                      const EntryGradient *partial, float opacity_penalty,
                       const RasterizeGradients &gradients);
 
 } // namespace ddpo3d_fast

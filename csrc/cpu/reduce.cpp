@@ -49,7 +49,7 @@ template <int count> void store(float *target, int64_t n, const double (&values)
 } // namespace
 
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, const Penalties &penalties,
+                      const EntryGradient *partial, float opacity_penalty,
                       const RasterizeGradients &gradients) {
   const int64_t C = params.num_cameras, N = params.num_gaussians;
   std::vector<CameraGradient> v_cameras(gradients.viewmats ? state.pieces * C : 0, CameraGradient{});
@@ -112,9 +112,9 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
       }
       store(gradients.means, n, {v_mean.x, v_mean.y, v_mean.z});
       store(gradients.quats, n, {v_quat.w, v_quat.x, v_quat.y, v_quat.z});
-      v_scale = scales_vjp(params, n, v_scale, penalties.scale);
+      v_scale = scales_vjp(params, n, v_scale);
       store(gradients.scales, n, {v_scale.x, v_scale.y, v_scale.z});
-      store(gradients.opacities, n, {opacity_vjp(params, n, v_opacity, penalties.opacity)});
+      store(gradients.opacities, n, {opacity_vjp(params, n, v_opacity, opacity_penalty)});
       if (gradients.colors) {
         const int64_t used = colors_used(params);
         for (int64_t i = 0; i < params.color_stride; ++i)

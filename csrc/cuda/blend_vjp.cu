@@ -286,7 +286,7 @@ void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstr
   if (gradients.backgrounds)
     launch_early("rasterize background vjp", background_vjp_kernel, tiles, dim3(kWarp), 0, on, params, state,
                  upstream, scratch);
-  launch_gaussians_vjp(params, upstream.penalties, gradients, state, scratch, on);
+  launch_gaussians_vjp(params, upstream.opacity_penalty, gradients, state, scratch, on);
 }
 
 } // namespace ddpo3d_fast

@@ -42,7 +42,7 @@ inline DeviceScratch carve_scratch(const RasterizeParams &params, int64_t tiles,
 }
 
 // Stage 6 (gaussians_vjp.cu).
-void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalties,
+void launch_gaussians_vjp(const RasterizeParams &params, float opacity_penalty,
                           const RasterizeGradients &gradients, const DeviceState &state,
                           const DeviceScratch &scratch, cudaStream_t stream);
 

@@ -74,7 +74,7 @@ __device__ inline double warp_sum(double value, int lanes = kWarp) {
 // A block has `views` cameras side by side, as gradient_views says, and all of their Gaussians that fit.
 template <int sh_degree, bool wants_cameras>
 __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
-    gaussians_vjp_kernel(RasterizeParams params, DeviceState state, Penalties penalties,
+    gaussians_vjp_kernel(RasterizeParams params, DeviceState state, float opacity_penalty,
                          RasterizeGradients gradients, DeviceScratch scratch, int views) {
   await_previous_kernels();
   constexpr int threads = kGradientThreads;
@@ -216,13 +216,13 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
     gradients.quats[4 * n + 3] = float(v_quat.z);
   }
   if (gradients.scales) {
-    v_scale = scales_vjp(params, n, v_scale, penalties.scale);
+    v_scale = scales_vjp(params, n, v_scale);
     gradients.scales[3 * n] = float(v_scale.x);
     gradients.scales[3 * n + 1] = float(v_scale.y);
     gradients.scales[3 * n + 2] = float(v_scale.z);
   }
   if (gradients.opacities)
-    gradients.opacities[n] = float(opacity_vjp(params, n, totals[12], penalties.opacity));
+    gradients.opacities[n] = float(opacity_vjp(params, n, totals[12], opacity_penalty));
 }
 
 // The tiles' and blocks' parts of the cameras' and backgrounds' gradients: a block is a camera.
@@ -273,7 +273,7 @@ void launch_degree(bool wants_cameras, dim3 grid, cudaStream_t stream, const Arg
 
 } // namespace
 
-void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalties,
+void launch_gaussians_vjp(const RasterizeParams &params, float opacity_penalty,
                           const RasterizeGradients &gradients, const DeviceState &state,
                           const DeviceScratch &scratch, cudaStream_t stream) {
   const int views = gradient_views(params);
@@ -282,19 +282,19 @@ void launch_gaussians_vjp(const RasterizeParams &params, const Penalties &penalt
   const bool wants_cameras = gradients.viewmats != nullptr;
   switch (params.sh_degree) {
   case 0:
-    launch_degree<0>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
+    launch_degree<0>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);
     break;
   case 1:
-    launch_degree<1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
+    launch_degree<1>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);
     break;
   case 2:
-    launch_degree<2>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
+    launch_degree<2>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);
     break;
   case 3:
-    launch_degree<3>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
+    launch_degree<3>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);
     break;
   default:
-    launch_degree<-1>(wants_cameras, grid, stream, params, state, penalties, gradients, scratch, views);
+    launch_degree<-1>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);
   }
   if (wants_cameras || gradients.backgrounds)
     launch_early("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),

@@ -46,7 +46,7 @@ DDPO3D_HD bool may_show(const RasterizeParams &params, int64_t n) {
   return params.opacities[n] > (params.activated ? kAlphaCut : kLogitCut);
 }
 
-// Whether Gaussian n has no opacity at all. It has no part in the penalties then.
+// Whether Gaussian n has no opacity at all. It has no part in the penalty then.
 DDPO3D_HD bool is_absent(const RasterizeParams &params, int64_t n) {
   return !(params.opacities[n] > (params.activated ? 0.0 : kLogitZero));
 }
@@ -62,8 +62,8 @@ DDPO3D_HD Vec3<double> load_scale(const RasterizeParams &params, int64_t n) {
   return params.activated ? scale : Vec3<double>{std::exp(scale.x), std::exp(scale.y), std::exp(scale.z)};
 }
 
-// From the gradient of the loss without its penalty to that of the number that was given; nothing for a
-// number that is not finite.
+// From the gradient of the loss, for opacities without its penalty, to that of the number that was given;
+// nothing for a number that is not finite.
 DDPO3D_HD double opacity_vjp(const RasterizeParams &params, int64_t n, double v_opacity, float penalty) {
   if (is_absent(params, n))
     return 0.0;
@@ -72,18 +72,17 @@ DDPO3D_HD double opacity_vjp(const RasterizeParams &params, int64_t n, double v_
   return is_finite(v) && is_finite(opacity) ? v : 0.0;
 }
 
-DDPO3D_HD double scale_vjp(const RasterizeParams &params, double scale, double v_scale, float penalty) {
-  const double v = (v_scale + penalty) * (params.activated ? 1.0 : scale);
+DDPO3D_HD double scale_vjp(const RasterizeParams &params, double scale, double v_scale) {
+  const double v = params.activated ? v_scale : v_scale * scale;
   return is_finite(v) && is_finite(scale) ? v : 0.0;
 }
 
-DDPO3D_HD Vec3<double> scales_vjp(const RasterizeParams &params, int64_t n, const Vec3<double> &v_scale,
-                                  float penalty) {
+DDPO3D_HD Vec3<double> scales_vjp(const RasterizeParams &params, int64_t n, const Vec3<double> &v_scale) {
   if (is_absent(params, n))
     return {0.0, 0.0, 0.0};
   const Vec3<double> scale = load_scale(params, n);
-  return {scale_vjp(params, scale.x, v_scale.x, penalty), scale_vjp(params, scale.y, v_scale.y, penalty),
-          scale_vjp(params, scale.z, v_scale.z, penalty)};
+  return {scale_vjp(params, scale.x, v_scale.x), scale_vjp(params, scale.y, v_scale.y),
+          scale_vjp(params, scale.z, v_scale.z)};
 }
 
 struct GaussianShape {

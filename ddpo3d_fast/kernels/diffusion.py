@@ -260,7 +260,8 @@ def score_residual(
 
     The first term with weight w(t) / K is SDS (DreamFusion eq. 3) and with w(t) A_k / K the noise policy;
     the second with weight lambda A_k sqrt(abar') / (K sigma) is the DDIM policy, whose actions had noise n
-    (`policy_gradient_coefficient`). Nothing is divided by K here. The sum runs over k in ascending order.
+    (without the UNet's Jacobian, grad_z log pi is sqrt(abar') n / sigma). Nothing is divided by K here. The
+    sum runs over k in ascending order.
 
     Args:
         noisy, pred_cond, pred_uncond, alphas_cumprod, guidance_scale, prediction_type, clip, clean_scale: as

@@ -1,4 +1,4 @@
-"""What weighs the diffusion arithmetic's residuals and actions: small tensors, a number or three an item."""
+"""What weighs the diffusion arithmetic's predictions and guesses: a number or three an item."""
 
 from __future__ import annotations
 
@@ -78,23 +78,3 @@ def guidance_rescale(clean_cond: Tensor, clean_guided: Tensor, rescale: float) -
     of_cond, of_guided = (guess[:, None].flatten(1).float().std(1, correction=0) for guess in (cond, guided))
     ratio = torch.where(of_guided == 0, 1.0, of_cond / of_guided)
     return rescale * ratio + (1 - rescale)
-
-
-def ddim_sigma(alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0) -> Tensor:
-    """sigma = eta sqrt((1 - abar') / (1 - abar) (1 - abar / abar')), DDIM eq. 16. Any shapes that broadcast;
-    float32."""
-    abar, prev = alphas_cumprod.double(), prev_alphas_cumprod.double()
-    variance = (1 - prev) / (1 - abar).clamp_min(1e-300) * (1 - abar / prev)
-    return (eta * variance.clamp_min(0).sqrt()).float()
-
-
-def policy_gradient_coefficient(
-    alphas_cumprod: Tensor, prev_alphas_cumprod: Tensor, eta: float = 1.0
-) -> Tensor:
-    """sqrt(abar') / sigma, with which grad_z log pi(action) = coefficient * n when the UNet's Jacobian is
-    dropped.
-
-    Any shapes that broadcast; float32. Where sigma is 0 the policy is deterministic and the coefficient 0.
-    """
-    sigma = ddim_sigma(alphas_cumprod, prev_alphas_cumprod, eta)
-    return torch.where(sigma > 0, prev_alphas_cumprod.float().sqrt() / sigma, torch.zeros_like(sigma))

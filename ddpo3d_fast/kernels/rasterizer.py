@@ -101,7 +101,7 @@ def rasterize_forward(
 
     A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that
     only fill up the arrays, so that their size stays, cost next to nothing and have gradients of exactly 0,
-    those of the penalties too.
+    that of the penalty too.
     """
     means = checked("means", means, ("N", 3))
     count = means.shape[0]
@@ -185,21 +185,15 @@ def _forward_cuda(
     library: Any, params: Any, out: Rasterization, limit: int, capacity: TileCapacity | None
 ) -> CudaPass:
     device = out.rgb.device
-
-    def device_bytes(count: int) -> Tensor:
-        return torch.empty(count, dtype=torch.uint8, device=device)
-
     if capacity is None:  # waited for below, so it may die with this call
         needed = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")
     else:
         needed = capacity.reported_by(device)
-    state = device_bytes(library.rasterize_state_bytes_cuda(params))
+    state = torch.empty(library.rasterize_state_bytes_cuda(params), dtype=torch.uint8, device=device)
 
     def memory(entries: Tensor | None, max_entries: int) -> Any:
         return library.RasterizeMemory(
-            state=address(state),
-            entries=address(entries),
-            max_entries=max_entries,
+            state=address(state), entries=address(entries), max_entries=max_entries
         )
 
     with _backend.on(device):
@@ -215,16 +209,11 @@ def _forward_cuda(
                 raise TooManyEntries(max_entries, limit, size)
         else:
             max_entries = capacity.entries
-        entries = device_bytes(library.rasterize_entries_bytes_cuda(max_entries))
+        entry_bytes = library.rasterize_entries_bytes_cuda(max_entries)
+        entries = torch.empty(entry_bytes, dtype=torch.uint8, device=device)
         blended = memory(entries, max_entries)
-        library.rasterize_blend_cuda(
-            params,
-            blended,
-            rgb=address(out.rgb),
-            alpha=address(out.alpha),
-            depth=address(out.depth),
-            stream=stream,
-        )
+        images = {name: address(getattr(out, name)) for name in ("rgb", "alpha", "depth")}
+        library.rasterize_blend_cuda(params, blended, **images, stream=stream)
     scratch_bytes = library.rasterize_scratch_bytes_cuda(params, max_entries)
     return CudaPass(blended, state, entries, scratch_bytes)
 
@@ -236,15 +225,14 @@ def rasterize_backward(
     grad_depth: Tensor | None = None,  # [C, H, W]
     *,
     opacity_penalty: float = 0.0,
-    scale_penalty: float = 0.0,
     of_cameras: bool = True,
 ) -> RasterizeGradients:
     """The vector-Jacobian product of the `rasterize_forward` that returned `state`; may be called repeatedly.
 
     Args:
         grad_rgb, grad_alpha, grad_depth: d(loss)/d(output), float32; None counts as zero.
-        opacity_penalty, scale_penalty: weights in the loss of the sums of all opacities and of all scales,
-            after activation, as in 3DGS-MCMC (arXiv 2404.09591).
+        opacity_penalty: weight in the loss of the sum of all opacities, after activation, as in 3DGS-MCMC
+            (arXiv 2404.09591).
         of_cameras: whether the gradients of viewmats and backgrounds are wanted.
 
     Raises:
@@ -274,7 +262,6 @@ def rasterize_backward(
     addresses = {name: address(tensor) for name, tensor in gradients._asdict().items()}
     upstream: dict[str, Any] = {
         "opacity_penalty": float(opacity_penalty),
-        "scale_penalty": float(scale_penalty),
         "grad_rgb": address(grad_rgb),
         "grad_alpha": address(grad_alpha),
         "grad_depth": address(grad_depth),

@@ -75,7 +75,6 @@ class EmbeddedPrior:
         self.vocabulary = Vocabulary(*(tuple(text[key]) for key in ("objects", "colors", "views")))
         patch = _config(folder / "codec")["patch"]
         self.codec: Codec = PatchCodec(patch)
-        self.latent_shape = (unet["out_channels"], unet["sample_size"], unet["sample_size"])
         self.picture_size = unet["sample_size"] * patch
         self.alphas_cumprod = _alphas_cumprod(scheduler).to(self.device)
         self._encoder = CaptionEncoder(self.vocabulary).eval().requires_grad_(False)

@@ -237,7 +237,6 @@ class Gaussians:
         learning_rates: LearningRates,
         step: int | Tensor,
         opacity_penalty: float = 0.0,
-        scale_penalty: float = 0.0,
         beta1: float = 0.9,
         beta2: float = 0.99,
         rate_scale: Tensor | None = None,
@@ -251,9 +250,8 @@ class Gaussians:
             grad_alpha: [C, H, W] with respect to `views.alpha`, or None.
             learning_rates: of every parameter.
             step: number of this update, 1 for the first; an int, or one int64 on the device.
-            opacity_penalty: weight of the sum of opacities in the loss; lets what carries nothing fade away.
-            scale_penalty: weight of the sum of scales in the loss; keeps Gaussians from growing where it
-                costs nothing (both penalties as in 3DGS-MCMC, arXiv 2404.09591).
+            opacity_penalty: weight of the sum of opacities in the loss; lets what carries nothing fade away
+                (3DGS-MCMC, arXiv 2404.09591).
             beta1, beta2: Adam's decays.
             rate_scale: one float32 on the device that multiplies all learning rates, or one for each of
                 PARAMETERS; None: 1.
@@ -266,7 +264,6 @@ class Gaussians:
             grad_rgb,
             grad_alpha,
             opacity_penalty=opacity_penalty,
-            scale_penalty=scale_penalty,
             of_cameras=False,
         )
         raw = (grads.means, grads.quats, grads.scales, grads.opacities, grads.colors)

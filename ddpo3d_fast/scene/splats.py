@@ -1,4 +1,4 @@
-"""Gaussians on their way through a run: rates, penalties, what becomes of their number, room on a GPU."""
+"""Gaussians on their way through a run: rates, penalty, what becomes of their number, room on a GPU."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ from .test_rasterizer_limit import (  # noqa: F401
     test_too_many_is_a_value_error_that_says_what_is_needed_and_what_to_do,
 )
 from .test_rasterizer_no_opacity import (  # noqa: F401
-    test_a_faint_gaussian_that_is_not_drawn_still_pays_its_penalties,
+    test_a_faint_gaussian_that_is_not_drawn_still_pays_its_penalty,
     test_rows_of_no_opacity_change_no_bit_and_have_no_gradient,
 )
 

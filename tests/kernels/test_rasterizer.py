@@ -263,13 +263,13 @@ def test_logarithms_and_logits_get_the_gradients_of_the_activations() -> None:
     arguments = scene.arguments()
     out = kernels.rasterize(**arguments | activated)
     weights = loss_weights(scene, torch.ones(2, 40, 40, dtype=torch.bool))
-    penalties = 0.3 * activated["opacities"].sum() + 0.7 * activated["scales"].sum()
-    loss = sum((getattr(out, name) * weight).sum() for name, weight in weights.items()) + penalties
+    penalty = 0.3 * activated["opacities"].sum()
+    loss = sum((getattr(out, name) * weight).sum() for name, weight in weights.items()) + penalty
     loss.backward()
     direct, state = kernels.rasterize_forward(
         **arguments | {k: v.detach() for k, v in raw.items()}, activated=False
     )
-    grads = kernels.rasterize_backward(state, *weights.values(), opacity_penalty=0.3, scale_penalty=0.7)
+    grads = kernels.rasterize_backward(state, *weights.values(), opacity_penalty=0.3)
     assert torch.allclose(direct.rgb, out.rgb, atol=1e-6)
     for name, tensor in raw.items():
         assert (getattr(grads, name) - tensor.grad).norm() <= 1e-5 * tensor.grad.norm(), name
@@ -281,8 +281,6 @@ def test_a_logarithm_that_is_not_finite_gets_no_gradient() -> None:
     log_scales[3], logits[4] = float("nan"), float("inf")
     arguments = scene.arguments() | {"scales": log_scales, "opacities": logits, "activated": False}
     _, state = kernels.rasterize_forward(**arguments)
-    grads = kernels.rasterize_backward(
-        state, torch.ones(1, 48, 48, 3), opacity_penalty=1.0, scale_penalty=1.0
-    )
+    grads = kernels.rasterize_backward(state, torch.ones(1, 48, 48, 3), opacity_penalty=1.0)
     assert not grads.scales[3].any()
     assert all(grad.isfinite().all() for grad in grads)

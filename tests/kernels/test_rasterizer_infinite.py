@@ -25,9 +25,7 @@ def both_passes(scene: Scene, safe: Tensor | None = None, penalty: float = 0.0) 
     if safe is None:
         safe = torch.ones_like(out.alpha, dtype=torch.bool)
     weights = loss_weights(scene, safe)
-    grads = kernels.rasterize_backward(
-        state, *weights.values(), opacity_penalty=penalty, scale_penalty=penalty
-    )
+    grads = kernels.rasterize_backward(state, *weights.values(), opacity_penalty=penalty)
     named = {**grads._asdict(), "means2d_offsets": grads.means2d}
     return {**out._asdict(), **{f"grad_{name}": named[name] for name in PARAMETERS}}
 

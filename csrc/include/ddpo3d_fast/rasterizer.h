@@ -34,16 +34,11 @@ struct RasterizeOutputs {
   int32_t *radii; // [C, N] pixels, 0 where nothing is drawn
 };
 
-struct Penalties { // weights in the loss
-  float opacity;   // of Σ opacities
-  float scale;     // of Σ scales
-};
-
 struct RasterizeUpstream {
-  const float *rgb;   // [C, H, W, 3] d(loss)/d(rgb), or null for zero; so the others
-  const float *alpha; // [C, H, W]
-  const float *depth; // [C, H, W]
-  Penalties penalties;
+  const float *rgb;      // [C, H, W, 3] d(loss)/d(rgb), or null for zero; so the others
+  const float *alpha;    // [C, H, W]
+  const float *depth;    // [C, H, W]
+  float opacity_penalty; // weight of Σ opacities in the loss
 };
 
 struct RasterizeGradients { // a null pointer: not wanted
@@ -76,8 +71,8 @@ private:
 // Renders, and returns how many pairs of a tile and a Gaussian that takes. Where they are more than
 // max_entries, at most 2^32 - 1, they are counted alone, and the outputs hold no use. Gaussians with a
 // non-finite number count as absent, but a logit may be infinite and a logarithm -inf. Of those with an
-// opacity of 0 nothing else is read, and they have no gradient, penalties included. The inputs must outlive,
-// unchanged, a backward pass. std::bad_alloc out of memory.
+// opacity of 0 nothing else is read, and they have no gradient, the penalty's included. The inputs must
+// outlive, unchanged, a backward pass. std::bad_alloc out of memory.
 int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutputs &outputs,
                               int64_t max_entries, RasterizeState &state);
 
