@@ -29,7 +29,7 @@ LEVELS = (
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-LEAVES = {"kernels": {"_C"}, "compat": {"_C", "kernels"}}  # rooms that know nothing else of the package
+LEAVES = {"kernels": {"_C"}}  # rooms that know nothing else of the package
 
 
 def room_of(file: Path) -> str:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
-OVERHEAD_ELEVATION = math.radians(58)
+OVERHEAD_ELEVATION = math.radians(58)  # with which the shipped prior was trained; DreamFusion has 60
 
 
 def view_indices(cameras: Tensor) -> Tensor:
     """[V] int64, which of VIEW_WORDS says how each camera sees the object: overhead above 58 degrees, front
     or back within 45 of it, else side.
 
-    After DreamFusion (arXiv 2209.14988, section 3.2). `cameras` [V, 2 or more]: azimuth and elevation in
-    radians first, any number of turns.
+    After DreamFusion (arXiv 2209.14988, section 3.2), whose overhead begins at 60. `cameras` [V, 2
+    or more]: azimuth and elevation in radians first, any number of turns.
     """
     azimuth, elevation = cameras[:, 0].double(), cameras[:, 1].double()
     from_front = (torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi).abs()

@@ -1,4 +1,4 @@
-"""Which view's words a camera sees: DreamFusion's ranges."""
+"""Which view's words a camera sees: DreamFusion's ranges, but for where overhead begins."""
 
 import math
 
@@ -45,9 +45,9 @@ def test_hard_views_change_at_45_and_135_degrees(azimuth, expected, turns):
 
 @pytest.mark.parametrize("interpolate", [False, True])
 @pytest.mark.parametrize("azimuth", [0, 90, 175])
-def test_overhead_begins_above_60_degrees_whatever_the_azimuth(azimuth, interpolate):
-    assert torch.equal(weights(azimuth, 61, interpolate), OVERHEAD)
-    assert weights(azimuth, 59, interpolate)[3] == 0
+def test_overhead_begins_above_58_degrees_whatever_the_azimuth(azimuth, interpolate):
+    assert torch.equal(weights(azimuth, 59, interpolate), OVERHEAD)
+    assert weights(azimuth, 57, interpolate)[3] == 0
     assert weights(azimuth, -80, interpolate)[3] == 0
 
 

@@ -115,7 +115,7 @@ def view_weights(azimuth: Tensor, elevation: Tensor, interpolate: bool) -> Tenso
             row = [max(0.0, 1 - abs(turned - at) / 90) for at in near.values()]
         else:
             row = [float(turned < 45), float(45 <= turned <= 135), float(turned > 135)]
-        rows.append([0.0, 0.0, 0.0, 1.0] if e > 60 else [*row, 0.0])
+        rows.append([0.0, 0.0, 0.0, 1.0] if e > 58 else [*row, 0.0])
     return torch.tensor(rows, dtype=torch.float64)
 
 
