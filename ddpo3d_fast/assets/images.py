@@ -53,14 +53,13 @@ def write_stills(folder: str | Path, views: Iterable[Tensor]) -> list[Path]:
     return paths
 
 
-def contact_sheet(views: Tensor, columns: int | None = None, gap: int = 4, background: float = 1.0) -> Tensor:
-    """Lays views out in rows on one sheet.
+def contact_sheet(views: Tensor, columns: int | None = None, gap: int = 4) -> Tensor:
+    """Lays views out in rows on one white sheet.
 
     Args:
         views: [C, H, W, 3] floats in [0, 1], C at least 1.
         columns: views in a row; the square root of C, rounded up, if None.
         gap: pixels between views and around them.
-        background: grey of the gaps and of empty places, in [0, 1].
 
     Returns:
         [rows * (H + gap) + gap, columns * (W + gap) + gap, 3] float32.
@@ -77,7 +76,7 @@ def contact_sheet(views: Tensor, columns: int | None = None, gap: int = 4, backg
     if gap < 0:
         raise ValueError(f"gap: expected 0 or more pixels, got {gap}")
     rows = math.ceil(count / columns)
-    sheet = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), float(background))
+    sheet = torch.ones(rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
     for index, view in enumerate(views.detach().cpu().float()):
         top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
         sheet[top : top + height, left : left + width] = view

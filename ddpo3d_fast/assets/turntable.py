@@ -13,8 +13,11 @@ from torch import Tensor
 from ddpo3d_fast.assets.images import to_uint8
 from ddpo3d_fast.files import atomic_path
 
+FPS = 30  # frames a second
+QUALITY = 18  # x264's constant rate factor, 0 (lossless) to 51 (worst)
 
-def write_turntable(path: str | Path, frames: Iterable[Tensor], fps: int = 30, quality: int = 18) -> None:
+
+def write_turntable(path: str | Path, frames: Iterable[Tensor]) -> None:
     """Writes frames as an mp4, atomically, one by one as they come. The same frames give the same bytes.
 
     H.264 with halved colour resolution wants even sides, so an odd side gets its last row or column twice.
@@ -22,20 +25,14 @@ def write_turntable(path: str | Path, frames: Iterable[Tensor], fps: int = 30, q
     Args:
         path: the file; missing folders are made.
         frames: at least one [H, W, 3] image, floats in [0, 1] or uint8, all of one size.
-        fps: frames a second.
-        quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
 
     Raises:
-        ValueError: no frame, a frame of another shape than the first, fps below 1 or a quality out of range.
+        ValueError: no frame, or a frame of another shape than the first.
         InputError: the file cannot be written.
     """
-    if fps < 1:
-        raise ValueError(f"fps: expected 1 or more, got {fps}")
-    if not 0 <= quality <= 51:
-        raise ValueError(f"quality: expected 0 to 51, got {quality}")
     shape: tuple[int, ...] | None = None
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream = container.add_stream("libx264", rate=Fraction(FPS))
         for frame in frames:
             if shape is None:
                 shape = tuple(frame.shape)
@@ -45,7 +42,7 @@ def write_turntable(path: str | Path, frames: Iterable[Tensor], fps: int = 30, q
                 stream.pix_fmt = "yuv420p"
                 # One thread, because the number of threads changes the bits.
                 stream.codec_context.thread_count = 1
-                stream.options = {"crf": str(quality), "preset": "medium"}
+                stream.options = {"crf": str(QUALITY), "preset": "medium"}
             if tuple(frame.shape) != shape:
                 raise ValueError(f"frames: expected shape {shape} as the first one, got {tuple(frame.shape)}")
             pixels = to_uint8(frame).cpu().numpy()

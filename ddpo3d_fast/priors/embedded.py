@@ -34,7 +34,7 @@ from ddpo3d_fast.priors.prompts import Caption, parse_prompt
 from ddpo3d_fast.sources import record
 
 FOLDER = Path(__file__).parent.parent / "models" / "embedded"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EmbeddedPrior:
         self.picture_size = unet["sample_size"] * patch
         self.alphas_cumprod = _alphas_cumprod(scheduler).to(self.device)
         self._encoder = CaptionEncoder(self.vocabulary).eval().requires_grad_(False)
-        weights = folder / "text_encoder" / _WEIGHTS
+        weights = folder / "text_encoder" / WEIGHTS
         try:
             self._encoder.load_state_dict({name: t.float() for name, t in load_file(weights).items()})
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -186,7 +186,7 @@ def unet_network(folder: Path, calls: Sequence[Call] = ()) -> Network:
     diffusers = library("diffusers", f"{folder} on torch")
     try:
         unet = diffusers.UNet2DConditionModel.from_config(_config(folder))
-        unet.load_state_dict({name: t.float() for name, t in load_file(folder / _WEIGHTS).items()})
+        unet.load_state_dict({name: t.float() for name, t in load_file(folder / WEIGHTS).items()})
         stored = np.load(folder / "probe.npz")
         probe = {name: torch.from_numpy(stored[name]) for name in stored.files}
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, EOFError, BadZipFile) as error:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 RADIUS = 3.0  # distance of the camera from the origin, in world units
 FOV_Y = math.radians(40.0)  # vertical field of view; the ball of radius 1.02 touches the frame at RADIUS
+OVERHEAD_RANGE = (math.radians(60.0), math.radians(80.0))  # of the elevations that look from above
+AZIMUTH_JITTER = 0.2  # deviation, radians
 
 
 @dataclass
@@ -89,13 +91,7 @@ def look_at_origin(
     return Cameras(viewmats.float(), wrapped.float(), el.float(), fov_y)
 
 
-def orbit(
-    count: int,
-    elevation: float = math.radians(15.0),
-    start: float = 0.0,
-    radius: float = RADIUS,
-    fov_y: float = FOV_Y,
-) -> Cameras:
+def orbit(count: int, elevation: float = math.radians(15.0), start: float = 0.0) -> Cameras:
     """`count` cameras evenly spread over one turn, the first at azimuth `start`: a turntable's frames.
 
     Raises:
@@ -104,16 +100,14 @@ def orbit(
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")
     azimuth = start + 2 * math.pi / count * torch.arange(count, dtype=torch.float64)
-    return look_at_origin(azimuth, torch.full_like(azimuth, elevation), radius, fov_y)
+    return look_at_origin(azimuth, torch.full_like(azimuth, elevation))
 
 
 def sample_cameras(
     generator: torch.Generator,
     count: int,
     elevation_range: tuple[float, float] = (math.radians(-10.0), math.radians(45.0)),
-    overhead_range: tuple[float, float] = (math.radians(60.0), math.radians(80.0)),
     overhead_fraction: float = 0.06,
-    azimuth_jitter: float = 0.2,
     radius: float = RADIUS,
     fov_y: float = FOV_Y,
 ) -> Cameras:
@@ -126,9 +120,8 @@ def sample_cameras(
     Args:
         generator: the only source of randomness; a CPU generator.
         count: C, views of the step.
-        elevation_range, overhead_range: (low, high), radians.
-        overhead_fraction: probability of a view from `overhead_range`.
-        azimuth_jitter: deviation of the jitter, radians.
+        elevation_range: (low, high), radians.
+        overhead_fraction: probability of a view from OVERHEAD_RANGE.
 
     Raises:
         ValueError: count below 1, or a fraction outside [0, 1].
@@ -140,7 +133,7 @@ def sample_cameras(
     first = torch.rand((), generator=generator, dtype=torch.float64)
     jitter = torch.randn(count, generator=generator, dtype=torch.float64)
     height, lot = torch.rand(2, count, generator=generator, dtype=torch.float64)
-    azimuth = 2 * math.pi * (first + torch.arange(count) / count) + azimuth_jitter * jitter
+    azimuth = 2 * math.pi * (first + torch.arange(count) / count) + AZIMUTH_JITTER * jitter
     usual = elevation_range[0] + (elevation_range[1] - elevation_range[0]) * height
-    overhead = overhead_range[0] + (overhead_range[1] - overhead_range[0]) * height
+    overhead = OVERHEAD_RANGE[0] + (OVERHEAD_RANGE[1] - OVERHEAD_RANGE[0]) * height
     return look_at_origin(azimuth, torch.where(lot < overhead_fraction, overhead, usual), radius, fov_y)

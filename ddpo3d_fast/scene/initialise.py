@@ -19,25 +19,22 @@ LOGIT_OPACITY = -1.5  # opacity 0.18: gradients reach the Gaussians behind
 COLOR_DEVIATION = 0.025  # around grey
 
 
-def initial_ball(count: int, seed: int, radius: float = 0.5, opacity: float = 0.1) -> Gaussians:
+def initial_ball(count: int, seed: int) -> Gaussians:
     """DreamGaussian's first cloud (arXiv 2309.16653): near-grey, round Gaussians, uniform in a ball.
+
+    The ball's radius is 0.5, every opacity 0.1.
 
     Args:
         count: N. A Gaussian's scale is the root of its mean squared distance to its three nearest neighbours,
             as in 3D Gaussian Splatting; with fewer neighbours to those, and alone the radius.
         seed: the cloud is a function of the arguments alone.
-        radius: of the ball, world units.
-        opacity: of every Gaussian.
 
     Raises:
-        ValueError: count below 1, a radius that is not positive, or an opacity outside (0, 1).
+        ValueError: count below 1.
     """
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")
-    if not radius > 0.0:
-        raise ValueError(f"radius: expected a positive length, got {radius}")
-    if not 0.0 < opacity < 1.0:
-        raise ValueError(f"opacity: expected a number between 0 and 1, got {opacity}")
+    radius, opacity = 0.5, 0.1
     generator = torch.Generator().manual_seed(index(seed))
     direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     means = radius * torch.rand(count, 1, generator=generator) ** (1 / 3) * direction

@@ -24,6 +24,7 @@ from torch.nn.functional import pixel_shuffle
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder
+from ddpo3d_fast.priors.embedded import WEIGHTS
 from ddpo3d_fast.training.batches import VOCABULARY
 from ddpo3d_fast.training.classifier import load_classifier
 from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
@@ -49,7 +50,7 @@ def load_prior(folder: Path) -> tuple[Model, str]:
         origin = f"{checkpoint} at {state['samples']} samples"
     elif (folder / "unet").is_dir():
         for part, module in (("unet", model.denoiser.unet), ("text_encoder", model.text_encoder)):
-            weights = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+            weights = load_file(folder / part / WEIGHTS)
             module.load_state_dict({name: weight.float() for name, weight in weights.items()})
         origin = str(folder)
     else:

@@ -21,12 +21,11 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ddpo3d_fast.engines.export import OPSET
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.files import atomic_path, write_text
+from ddpo3d_fast.priors.embedded import WEIGHTS
 from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-OPSET = 20
 
 
 def point_into_safetensors(model: onnx.ModelProto, weights: Path, prefix: str = "") -> None:

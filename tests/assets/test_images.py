@@ -47,13 +47,13 @@ def test_stills_are_numbered_in_order(tmp_path):
 
 def test_a_contact_sheet_shows_every_view_once_in_reading_order():
     views = torch.arange(1, 6).float().reshape(5, 1, 1, 1).expand(5, 2, 3, 3) / 10
-    sheet = contact_sheet(views, columns=3, gap=1, background=0.0)
+    sheet = contact_sheet(views, columns=3, gap=1)
     assert sheet.shape == (7, 13, 3)
     assert torch.equal(sheet[1:3, 1:4], views[0])
     assert torch.equal(sheet[1:3, 9:12], views[2])
     assert torch.equal(sheet[4:6, 5:8], views[4])
-    assert not sheet[4:6, 9:12].any()
-    assert sheet.sum().item() == pytest.approx(views.sum().item())
+    assert (sheet[4:6, 9:12] == 1).all()
+    assert (1 - sheet).sum().item() == pytest.approx((1 - views).sum().item())
     assert contact_sheet(views, gap=0).shape == (4, 9, 3)
 
 

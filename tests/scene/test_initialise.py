@@ -84,14 +84,6 @@ def test_a_ball_of_few_has_the_neighbours_there_are():
     assert pair.activated().scales[:, 0].tolist() == pytest.approx([apart] * 2)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"count": 0}, "^count: expected 1 or more, got 0"),
-        ({"radius": 0.0}, "^radius: expected a positive length, got 0"),
-        ({"opacity": 1.0}, "^opacity: expected a number between 0 and 1, got 1"),
-    ],
-)
-def test_a_ball_of_nothing_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        initial_ball(**({"count": 3, "seed": 0} | options))
+def test_a_ball_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^count: expected 1 or more, got 0"):
+        initial_ball(0, seed=0)

@@ -12,7 +12,7 @@ static_assert(alignof(float2) == 8 && alignof(float3) == 4 && alignof(float4) ==
 static_assert(alignof(uint2) == 8 && alignof(uint4) == 16 && alignof(uchar4) == 4 && alignof(ushort4) == 8,
               "");
 static_assert(alignof(double2) == 16 && sizeof(float3) == 12 && alignof(ulonglong2) == 16, "");
-static_assert(sizeof(__half) == 2 && alignof(__half2) == 4 && alignof(__nv_bfloat162) == 4, "");
+static_assert(sizeof(__half) == 2 && sizeof(__nv_bfloat16) == 2, "");
 
 namespace under_test {
 namespace {

@@ -8,12 +8,7 @@ struct __half {
   uint16_t bits;
 };
 
-struct alignas(4) __half2 {
-  __half x, y;
-};
-
 using half = __half;
-using half2 = __half2;
 
 inline unsigned short __half_as_ushort(__half h) { return h.bits; }
 inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
@@ -39,9 +34,3 @@ inline __half __float2half_rn(float x) {
 }
 
 inline __half __float2half(float x) { return __float2half_rn(x); }
-inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
-inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
-inline __half2 __float22half2_rn(float2 v) { return __floats2half2_rn(v.x, v.y); }
-inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
-inline float __low2float(__half2 v) { return __half2float(v.x); }
-inline float __high2float(__half2 v) { return __half2float(v.y); }

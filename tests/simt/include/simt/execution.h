@@ -108,6 +108,4 @@ inline int __syncthreads_or(int predicate, simt::Place place = simt::Place::here
   return simt::wait_for_block(simt::Operation::syncthreads_or, predicate != 0, place);
 }
 inline void __threadfence(simt::Place place = simt::Place::here()) { simt::maybe_switch(place); }
-inline void __threadfence_block(simt::Place place = simt::Place::here()) { simt::maybe_switch(place); }
-inline void __nanosleep(unsigned, simt::Place place = simt::Place::here()) { simt::switch_threads(place); }
 [[noreturn]] inline void __trap(simt::Place place = simt::Place::here()) { simt::fail("__trap", place); }
