@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +27,7 @@ from ddpo3d_fast.engines import (
 )
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
+from ddpo3d_fast.files import read_json
 from ddpo3d_fast.priors.base import Call, Codec
 from ddpo3d_fast.priors.caption import VIEW_WORDS, CaptionEncoder, Vocabulary, view_indices
 from ddpo3d_fast.priors.codec import PatchCodec
@@ -203,14 +204,8 @@ def unet_network(folder: Path, calls: Sequence[Call] = ()) -> Network:
     )
 
 
-def _config(folder: Path, name: str = "config.json") -> dict:
-    path = folder / name
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: expected a part of a diffusion model, found no such file") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON ({error})") from error
+def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    return read_json(folder / name, "the settings of a part of a diffusion model")
 
 
 def _alphas_cumprod(scheduler: dict) -> Tensor:
