@@ -1,7 +1,7 @@
 # Set-up and everyday commands. Everything is installed into .venv, once; a change of the sources builds it again.
 #
 #   make generate PROMPT="a red mushroom" [ARGS="--preset draft --seed 3"]
-#   make test     the whole test suite
+#   make test     the whole test suite, a file a process, two at a time
 #   make check    lint and the quick tests, in under a minute
 #   make lint     ruff, mypy, clang-format
 #   make build    set-up and build alone
@@ -47,7 +47,7 @@ prompt:
 	$(if $(PROMPT),,$(error PROMPT is missing: make generate PROMPT="a red mushroom"))
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: lint
 	@$(BIN)/python -m pytest -q $(addprefix tests/,$(QUICK)) --ignore tests/kernels/test_build.py $(ARGS)
