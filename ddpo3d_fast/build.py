@@ -15,13 +15,20 @@ from ddpo3d_fast.control import Stopwatch
 from ddpo3d_fast.errors import FallbackWarning
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
-from ddpo3d_fast.guidance import OBJECTIVES, AlphaPenalty, Guidance, RewardGuide, ScoreDistillation
+from ddpo3d_fast.guidance import (
+    OBJECTIVES,
+    AlphaPenalty,
+    Guidance,
+    RewardGuide,
+    ScenePolicy,
+    ScoreDistillation,
+)
 from ddpo3d_fast.journal import Journal, Observer
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Splats
+from ddpo3d_fast.scene import CHANNELS, Splats
 from ddpo3d_fast.schedule import Plan, calls_of
 from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import recorded
@@ -115,16 +122,29 @@ def build(
 def guidances_of(
     config: Config, prior: Prior, prompt: Any, scorer: Reward | None, clock: Stopwatch
 ) -> tuple[Guidance, ...]:
-    """What pulls at the views of a run, in the order in which they add up."""
-    guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, config, clock)]
-    if scorer is not None and scorer.differentiable and config.reward.guide_weight > 0:
-        guidances.append(RewardGuide(scorer, config.prompt, config.reward.guide_weight, clock))
+    """What pulls at the views of a run and at its scene, in the order in which they add up."""
+    wishes, distilled = config.reward, config
+    if wishes.policy == "scene":  # a guidance of its own, beside plain distillation
+        distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
+    guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
+    if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
+        guidances.append(ScenePolicy(scorer, config, CHANNELS, prior.device, clock))
+    if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
+        guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
 
 
 def predictions(config: Config) -> int:
     """How many an item needs: for the prompt and for nothing or the negative prompt, or for all three."""
     return 1 + len(OBJECTIVES[config.distillation.residual].against)
+
+
+def pictures_scored(config: Config) -> int:
+    """How many the policy has scored in a step."""
+    schedule, wishes = config.schedule, config.reward
+    if wishes.policy == "scene":
+        return 2 * wishes.policy_pairs
+    return schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
 
 
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
@@ -148,10 +168,10 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
             prompts=(config.prompt, config.negative_prompt),
         )
     )
-    prior.codec.prepare(decodes=wishes.policy_weight > 0)
+    prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy != "scene")
     if not rewards:
         return prior, None
-    scored = schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    scored = pictures_scored(config)
     asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
     reward = make_reward(rewards, asked)
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)

@@ -53,7 +53,14 @@ def validate(config: Config) -> Config:
     kind.check(config)
     _check_objective(config)
     reward = config.reward
-    if reward.policy_weight and reward.baseline == "group":
+    if reward.policy_weight and reward.policy == "scene":
+        for name, value, only in (
+            ("--reward-of", reward.reward_of, "action"),
+            ("--baseline", reward.baseline, "group"),
+        ):
+            if value != only:
+                raise InputError(f"{name}: expected {only} with --policy scene, got {value!r}")
+    elif reward.policy_weight and reward.baseline == "group":
         if config.schedule.noises < 2:
             raise InputError(
                 "--noises: expected at least 2 for a policy gradient with the group baseline, got 1"

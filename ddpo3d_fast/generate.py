@@ -103,13 +103,15 @@ def advance(
 ) -> Tensors:
     """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
     with run.clock("render"):
-        views = run.scene.render(run.plan.cameras(inputs), rendered, inputs["backgrounds"])
-        seen, gradient = Seen.of(views.rgb, views.alpha, picture, inputs), Gradient()
+        cameras, backgrounds = run.plan.cameras(inputs), inputs["backgrounds"]
+        views = run.scene.render(cameras, rendered, backgrounds)
+        moved = run.scene.moved(cameras, rendered, picture, backgrounds)
+        seen, gradient = Seen.of(views.rgb, views.alpha, picture, inputs, moved), Gradient()
     with run.clock("residual"):
         for guidance, variant in zip(run.guidances, variants, strict=True):
             gradient += guidance(seen._replace(variant=variant), gradient)
     with run.clock("update"):
-        run.scene.update(views, *gradient.on(views.rgb, views.alpha), inputs)
+        run.scene.update(views, *gradient.on(views.rgb, views.alpha), inputs, gradient.scene, moved)
     return gradient.metrics
 
 

@@ -103,7 +103,10 @@ def test_the_same_seed_gives_the_same_asset_to_the_byte_and_another_seed_another
     assert (tmp_path / "other/asset.ply").read_bytes() != asset
 
 
-@pytest.mark.parametrize("changes", [{}, {"baseline": "running"}, {"densify_gradient": 0.3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"baseline": "running"}, {"densify_gradient": 0.3}, {"policy": "scene", "policy_pairs": 4}],
+)
 def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, changes):
     config = small(tmp_path / "whole", steps=6, **changes)
     run(config)

@@ -1,10 +1,11 @@
-"""Guidances: each takes rendered views and returns the gradient of its loss with respect to them."""
+"""Guidances: each takes rendered views and returns its loss's gradient, with respect to them or the scene."""
 
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen
 from ddpo3d_fast.guidance.distillation import ScoreDistillation
 from ddpo3d_fast.guidance.objectives import OBJECTIVES
 from ddpo3d_fast.guidance.regularizers import AlphaPenalty, alpha_penalty
 from ddpo3d_fast.guidance.reward_guide import RewardGuide, reward_guide
+from ddpo3d_fast.guidance.scene_policy import ScenePolicy
 
 __all__ = [
     "OBJECTIVES",
@@ -12,6 +13,7 @@ __all__ = [
     "Gradient",
     "Guidance",
     "RewardGuide",
+    "ScenePolicy",
     "ScoreDistillation",
     "Seen",
     "alpha_penalty",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,28 @@ def untimed(part: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+class Movable(Protocol):
+    """A scene to look at from a step's V cameras, a little changed. What its rows and channels are is the
+    scene's own business; a 1 in one channel shows about as much as in another."""
+
+    channels: int
+
+    @property
+    def views(self) -> int:
+        """V."""
+
+    @property
+    def positions(self) -> Tensor:
+        """[R, 3] where its rows are, in the world."""
+
+    @property
+    def present(self) -> Tensor:
+        """[R, 1]: 1, or 0 for rows that are not in use."""
+
+    def picture_of(self, offsets: Tensor, view: int) -> Tensor:
+        """[1, 3, S, S] in [0, 1], what one of the cameras sees of it changed by offsets [R, channels]."""
+
+
 class Seen(NamedTuple):
     """What a guidance sees of a step, on the device."""
 
@@ -28,26 +50,30 @@ class Seen(NamedTuple):
     alpha: Tensor  # [V, N, N], of the rendered views
     inputs: Tensors  # of the step and of all guidances
     variant: Hashable = None  # what this guidance's `variant` has said of the step
+    scene: Movable | None = None  # what the views are of
 
     @classmethod
-    def of(cls, rgb: Tensor, alpha: Tensor, size: int, inputs: Tensors) -> Seen:
+    def of(cls, rgb: Tensor, alpha: Tensor, size: int, inputs: Tensors, scene: Movable | None = None) -> Seen:
         """Of rendered views [V, N, N, 3] and their alpha, in pictures of `size` pixels a side."""
         # Without room the views are NaN, which a user's reward may refuse.
-        return cls(resize(rgb, size).nan_to_num(), alpha, inputs)
+        return cls(resize(rgb, size).nan_to_num(), alpha, inputs, scene=scene)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """With respect to what is seen of the views, and a few numbers to report. Gradients add."""
+    """With respect to what is seen of the views, or to the scene itself, and a few numbers to report.
+    Gradients add."""
 
     pictures: Tensor | None = None  # [V, 3, S, S], of each view's own loss
     alpha: Tensor | None = None  # [V, N, N], of the step's loss, which is the mean of the views'
+    scene: Tensor | None = None  # [R, C] of the scene's rows, relative to the norm of all that the views give
     metrics: Tensors = field(default_factory=dict)  # [] each, on the device: reading one waits for it
 
     def __add__(self, other: Gradient) -> Gradient:
         return Gradient(
             _sum(self.pictures, other.pictures),
             _sum(self.alpha, other.alpha),
+            _sum(self.scene, other.scene),
             self.metrics | other.metrics,
         )
 
@@ -65,7 +91,7 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 class Guidance:
-    """Something that pulls at the views. It knows nothing of what they are made of."""
+    """Something that pulls at the views, or at the scene. It knows nothing of what that is made of."""
 
     def inputs(self, step: Step) -> Tensors:
         """What its call reads besides the pictures, on the CPU; the same names and shapes in every step."""

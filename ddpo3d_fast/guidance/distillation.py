@@ -86,7 +86,8 @@ class ScoreDistillation(Guidance):
         self.baseline = RunningBaseline(state["rewards"], self.prior.device)
 
     def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
-        (pictures, _, inputs, acting), prior, actions = seen, self.prior, self.noises
+        pictures, inputs, acting = seen.pictures, seen.inputs, seen.variant
+        prior, actions = self.prior, self.noises
         timesteps, strength = inputs["timesteps"], inputs["strength"]
         with self.timer("predict"):
             conditions = prior.conditions(self.prompt, inputs["seen_from"])

@@ -9,9 +9,11 @@ from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.relocation import Relocation
 from ddpo3d_fast.scene.splats import Splats
+from ddpo3d_fast.scene.units import CHANNELS
 from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
+    "CHANNELS",
     "Cameras",
     "Densification",
     "Frame",

@@ -17,6 +17,7 @@ from ddpo3d_fast.kernels import (
     rasterize_forward,
 )
 from ddpo3d_fast.scene.cameras import Cameras
+from ddpo3d_fast.scene.units import pulled
 
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh")
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
@@ -55,12 +56,13 @@ class Views(NamedTuple):
     depth: Tensor  # [C, H, W], sum of w_i z_i
     radii: Tensor  # [C, R] int32 of the scene's R rows, 0 where not seen
     state: Any  # of rasterize_forward
+    overflow: Tensor | None  # [1] int32, not 0 where there was too little room; None on the CPU
 
     @property
     def visible(self) -> Tensor:
         """[C, R] bool: who is drawn; nobody where there was too little room."""
         drawn = self.radii > 0
-        return drawn if self.state.overflow is None else drawn & (self.state.overflow == 0)
+        return drawn if self.overflow is None else drawn & (self.overflow == 0)
 
 
 @dataclass
@@ -169,6 +171,10 @@ class Gaussians:
             self.exp_avg[name] = memory[f"exp_avg.{name}"][:count]
             self.exp_avg_sq[name] = memory[f"exp_avg_sq.{name}"][:count]
 
+    def memory(self, name: str) -> Tensor:
+        """[R, ...] all rows of a parameter's memory."""
+        return self._memory(getattr(self, name))
+
     def _memory(self, tensor: Tensor) -> Tensor:
         """All rows of the memory that one of the scene's tensors is the first N rows of."""
         return tensor.as_strided((self.rows, *tensor.shape[1:]), tensor.stride())
@@ -192,6 +198,7 @@ class Gaussians:
         antialiased: bool = False,
         max_entries: int | None = None,
         capacity: TileCapacity | None = None,
+        offsets: dict[str, Tensor] | None = None,
     ) -> Views:
         """Renders the scene for C cameras, on the scene's device and with no autograd graph.
 
@@ -204,18 +211,23 @@ class Gaussians:
                 TooManyEntries.
             capacity: on CUDA, room for the tile lists, so that nothing waits for the device. Where it was too
                 small `update` does nothing: let it grow, and do both again. None: wait, and make room.
+            offsets: [R, ...] what is added to some of PARAMETERS, by name, for this rendering alone. Nothing
+                can be updated by its gradient.
 
         Raises:
             TooManyEntries: a ValueError; the Gaussians are too large for so many or such large images.
         """
         if backgrounds is not None:
             backgrounds = backgrounds.to(self.device, non_blocking=True)
+        at = {name: self.memory(name) for name in PARAMETERS}
+        for name, offset in (offsets or {}).items():
+            at[name] = at[name] + offset
         out, state = rasterize_forward(
-            self._memory(self.means),
-            self._memory(self.quats),
-            self._memory(self.log_scales),
-            self._memory(self.logit_opacities),
-            self._memory(self.sh),
+            at["means"],
+            at["quats"],
+            at["log_scales"],
+            at["logit_opacities"],
+            at["sh"],
             cameras.viewmats.to(self.device, non_blocking=True),
             cameras.intrinsics(width, height).to(self.device, non_blocking=True),
             width,
@@ -227,7 +239,7 @@ class Gaussians:
             max_entries=max_entries,
             capacity=capacity,
         )
-        return Views(out.rgb, out.alpha, out.depth, out.radii, state)
+        return Views(out.rgb, out.alpha, out.depth, out.radii, state, state.overflow)
 
     def update(
         self,
@@ -240,12 +252,13 @@ class Gaussians:
         beta1: float = 0.9,
         beta2: float = 0.99,
         rate_scale: Tensor | None = None,
+        pull: Tensor | None = None,
     ) -> Tensor:
         """One Adam step of every parameter, in place, down the gradient of a loss on the views.
 
         Args:
             views: what `render` returned for the parameters as they are now; nothing is updated where its
-                capacity was too small.
+                `overflow` says so.
             grad_rgb: [C, H, W, 3] gradient of the loss with respect to `views.rgb`.
             grad_alpha: [C, H, W] with respect to `views.alpha`, or None.
             learning_rates: of every parameter.
@@ -255,6 +268,8 @@ class Gaussians:
             beta1, beta2: Adam's decays.
             rate_scale: one float32 on the device that multiplies all learning rates, or one for each of
                 PARAMETERS; None: 1.
+            pull: [R, C] what is added to the gradient of every row, in units (`scene.units`) and relative to
+                the norm of all that the views and the penalty give; None: nothing.
 
         Returns:
             [C, R, 2] of the scene's R rows, the gradient with respect to the projected means, in pixels.
@@ -266,21 +281,24 @@ class Gaussians:
             opacity_penalty=opacity_penalty,
             of_cameras=False,
         )
-        raw = (grads.means, grads.quats, grads.scales, grads.opacities, grads.colors)
+        all_of_them = (grads.means, grads.quats, grads.scales, grads.opacities, grads.colors)
+        raw = dict(zip(PARAMETERS, all_of_them, strict=True))
+        if pull is not None:
+            raw = pulled(raw, pull)
         groups = [
             AdamGroup(
-                self._memory(getattr(self, name)),
+                self.memory(name),
                 grad,
                 self._memory(self.exp_avg[name]),
                 self._memory(self.exp_avg_sq[name]),
                 getattr(learning_rates, name),
             )
-            for name, grad in zip(PARAMETERS, raw, strict=True)
+            for name, grad in raw.items()
         ]
-        adam_groups(groups, step, beta1=beta1, beta2=beta2, rate_scale=rate_scale, skip=views.state.overflow)
+        adam_groups(groups, step, beta1=beta1, beta2=beta2, rate_scale=rate_scale, skip=views.overflow)
         if self.sh_degree == 0:
             limit = (0.5 - COLOR_MARGIN) / SH_C0
-            self._memory(self.sh).clamp_(-limit, limit)
+            self.memory("sh").clamp_(-limit, limit)
         return grads.means2d
 
     def state_dict(self) -> dict[str, Tensor]:

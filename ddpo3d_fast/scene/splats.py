@@ -14,6 +14,7 @@ from ddpo3d_fast.scene.densification import Densification, ScreenGradients
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
 from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
+from ddpo3d_fast.scene.moved import Moved
 from ddpo3d_fast.scene.relocation import Relocation
 from ddpo3d_fast.settings import Scene
 from ddpo3d_fast.step import Step, Tensors
@@ -65,6 +66,7 @@ class Splats:
         self.strategy = strategy_of(settings)
         self.densifies = self.rounds.every > 0 and isinstance(self.strategy, Densification)
         self.capacity = TileCapacity(FIRST_CAPACITY)
+        self.moved_rooms = list[TileCapacity]()  # of the renderings of `moved`
         self._place(first_cloud(settings, seed).to(device))
 
     def _place(self, gaussians: Gaussians, rows: int = 0) -> None:
@@ -87,7 +89,21 @@ class Splats:
         little room, they are NaN and `update` does nothing (see `settle`)."""
         return self.gaussians.render(cameras, size, size, backgrounds, capacity=self.capacity)
 
-    def update(self, views: Views, grad_rgb: Tensor, grad_alpha: Tensor, inputs: Tensors) -> None:
+    def moved(self, cameras: Cameras, size: int, picture: int, backgrounds: Tensor) -> Moved:
+        """What renders pictures of `picture` pixels a side of the scene a little changed, for the cameras of
+        a step whose views have `size`; none is larger than a picture. `update` is to be told of them."""
+        rendered = min(size, picture)
+        return Moved(self.gaussians, cameras, backgrounds, rendered, picture, self.moved_rooms)
+
+    def update(
+        self,
+        views: Views,
+        grad_rgb: Tensor,
+        grad_alpha: Tensor,
+        inputs: Tensors,
+        pull: Tensor | None = None,
+        moved: Moved | None = None,
+    ) -> None:
         """One step of Adam, and what densification asks of the views.
 
         Args:
@@ -95,8 +111,12 @@ class Splats:
             grad_rgb: [V, N, N, 3], of a loss that is the mean of the views' own.
             grad_alpha: [V, N, N].
             inputs: of `inputs`, on the scene's device.
+            pull: [R, C] that is added to the gradient of the parameters, as for `Gaussians.update`.
+            moved: what else the step has rendered; where that lacked room, too, nothing is updated.
         """
-        moved = self.gaussians.update(
+        if moved is not None:
+            views = views._replace(overflow=moved.without_room(views.overflow))
+        screen = self.gaussians.update(
             views,
             grad_rgb,
             grad_alpha,
@@ -104,15 +124,18 @@ class Splats:
             inputs["step"],
             opacity_penalty=self.settings.opacity_penalty,
             rate_scale=inputs["rate_scale"],
+            pull=pull,
         )
         if self.densifies:
-            self.screen.add(moved * len(grad_rgb), views.visible, grad_rgb.shape[1])
+            self.screen.add(screen * len(grad_rgb), views.visible, grad_rgb.shape[1])
 
     def settle(self, step: Step) -> Verdict:
         """What follows a step, which the device has done. Where it found too little room, nothing was updated
         and it is to be done again, in more. Else, where it is due, dead Gaussians go and others are cloned or
         split, or dead ones move onto live ones."""
-        repeat, grown = self.capacity.overflowed, self.capacity.grow()
+        rooms = [self.capacity, *self.moved_rooms]
+        repeat = any(room.overflowed for room in rooms)
+        grown = sum(room.grow() for room in rooms)  # all of them, now
         if repeat:
             return "again"
         moved = self._densify(step)

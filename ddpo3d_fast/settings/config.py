@@ -154,8 +154,12 @@ class Reward:
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: Annotated[float, Range(0.0, 1e3)] = 0.1
     """size of the reward's own gradient relative to the distillation's; 0 turns it off"""
-    policy: Literal["noise", "ddim"] = "noise"
-    """action of the policy: the forward noise, or the latents after one stochastic DDIM step"""
+    policy: Literal["noise", "ddim", "scene"] = "noise"
+    """action of the policy: the forward noise; the latents after one stochastic DDIM step; or a change of the
+    scene itself, for which the reward is asked most and the prior not at all"""
+    policy_pairs: Annotated[int, Range(2, 1024)] = 32
+    """pairs of opposite changes of the scene that --policy scene compares in a step, two pictures each for
+    the reward, of the step's views in turn"""
     reward_of: Literal["action", "render"] = "action"
     """picture that the policy's reward is of: the clean guess the action leads to, or the rendered view (as
     in the paper's figure)"""

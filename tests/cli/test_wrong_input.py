@@ -34,7 +34,7 @@ COMMAND_LINE = {
     f"{MUSHROOM} --quiet=yes": "--quiet: expected no value, got 'yes'",
     f"{MUSHROOM} --preset ultra": "--preset: expected one of draft, standard, high for the embedded",
     f"{MUSHROOM} --device tpu": "--device: expected one of auto, cpu, cuda, got 'tpu'",
-    f"{MUSHROOM} --policy ppo": "--policy: expected one of noise, ddim, got 'ppo'",
+    f"{MUSHROOM} --policy ppo": "--policy: expected one of noise, ddim, scene, got 'ppo'",
     f"{MUSHROOM} --quiet --json": "--quiet: expected no --json beside it",
 }
 SETTINGS = {
@@ -67,6 +67,9 @@ PROMPTS_AND_REWARDS = {
     f"{MUSHROOM} --negative-prompt \udcff": "--negative-prompt: expected text in UTF-8, got '\\udcff'",
     f"{MUSHROOM} --reward beauty": "--reward: expected `embedded` or module:function of your own, got",
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
+    f"{MUSHROOM} --policy scene --baseline running": "--baseline: expected group with --policy scene, got",
+    f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",
+    f"{MUSHROOM} --policy scene --policy-pairs 1": "--policy-pairs: expected a number from 2 to 1024, got 1",
     f"{MUSHROOM} --reward no_such_module:score": "--reward: no_such_module:score: no module",
 }
 PATHS = {

@@ -36,6 +36,10 @@ class Cameras(NamedTuple):
     viewmats: Tensor  # [V, 4, 4] world to camera: x right, y down, z forward
     fov: float  # radians
 
+    def only(self, view: int) -> Cameras:
+        this = slice(view, view + 1)
+        return Cameras(self.azimuth[this], self.elevation[this], self.viewmats[this], self.fov)
+
     def intrinsics(self, size: int) -> Tensor:
         focal = size / 2 / math.tan(self.fov / 2)
         matrix = [[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]

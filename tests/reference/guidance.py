@@ -199,7 +199,8 @@ def guidance(
     leaf = pictures.detach().requires_grad_()
     latents = prior.codec.encode(leaf)
     fraction = now.timesteps.double() / len(prior.alphas_cumprod)
-    strength = wishes.policy_weight * ((wishes.policy_max_timestep - fraction) / 0.2).clamp(0, 1)
+    weight = 0 if wishes.policy == "scene" else wishes.policy_weight
+    strength = weight * ((wishes.policy_max_timestep - fraction) / 0.2).clamp(0, 1)
     views = Views(
         pictures,
         latents.detach(),

@@ -1,7 +1,8 @@
 """The doors to the product, all of them: a run of it from a given state, told step by step.
 
-Three names of the house are known here and nowhere else in these tests: where a run finds its prior, how
-often it writes a checkpoint, and the table with what writes a turntable, which takes seconds.
+A few names of the house are known here and nowhere else in these tests: where a run finds its prior, how
+often it writes a checkpoint and what it calls the scene policy's estimate there, and the table with what
+writes a turntable, which takes seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from . import toys
 from .scene import Tensors
 from .step import State
 
+ESTIMATE = ("scene_policy_mean", "scene_policy_variance")
 loop = importlib.import_module("ddpo3d_fast.generate")
 
 
@@ -60,6 +62,7 @@ def run(
             folder.begin(config, {})
         gaussians = {name: tensor.float() for name, tensor in state.gaussians.items()}
         kept = {"gaussians": gaussians, "rows": len(gaussians["means"]), "rewards": state.rewards.tolist()}
+        kept |= dict(zip(ESTIMATE, state.estimate.tolist(), strict=True))
         folder.save_checkpoint({"step": first - 1, "screen": state.screen.float(), **kept})
     resumed = state is not None or first > 1
     folder = RunFolder.open(config.output) if resumed else RunFolder.create(config)
@@ -70,7 +73,11 @@ def run(
         kept = torch.load(folder.path / "checkpoint.pt", weights_only=True)["state"]
         assert kept["step"] == number
         rewards = torch.tensor(kept["rewards"], dtype=torch.float64)
-        return State(float64(kept["gaussians"]), rewards, kept["screen"].double())
+        state = State(float64(kept["gaussians"]), rewards, kept["screen"].double())
+        if ESTIMATE[0] not in kept:
+            return state
+        estimate = torch.tensor([kept[name] for name in ESTIMATE], dtype=torch.float64)
+        return state._replace(estimate=estimate)
 
     def observe(row: dict[str, Any]) -> None:
         if row["stage"] != "distill":

@@ -17,6 +17,7 @@ from ddpo3d_fast.settings import Config, Scene
 from .draws import draw
 from .guidance import Score, guidance
 from .scene import PARAMETERS, Tensors, densified, outside_hull, relocated, render, seen
+from .scene_policy import FIELDS, UNITS, scene_policy
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 COLOR = 0.28209479177387814  # 1 / (2 sqrt(pi))
@@ -31,6 +32,7 @@ class State(NamedTuple):
     screen: (
         Tensor  # [2, N] sum of the lengths of the screen gradients, and of the views that saw the Gaussian
     )
+    estimate: Tensor = torch.zeros(2, FIELDS, len(UNITS), dtype=torch.float64)  # of the scene policy
 
 
 class Stepped(NamedTuple):
@@ -77,10 +79,23 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
     loss = (pictures * guided.grad_pictures).sum() / views
     loss = loss + scene.alpha_penalty * now.fraction * haze / views
     loss = loss + scene.opacity_penalty * leaves["logit_opacities"].sigmoid().sum()
-    *grads, moved = torch.autograd.grad(loss, [*leaves.values(), offsets])
+    *found, moved = torch.autograd.grad(loss, [*leaves.values(), offsets])
+    grads, estimate, told, safe = dict(zip(leaves, found, strict=True)), state.estimate, {}, True
+    if config.reward.policy == "scene" and config.reward.policy_weight:
+        assert score is not None
+        grads, estimate, told, safe = scene_policy(
+            {name: state.gaussians[name] for name in PARAMETERS},
+            grads,
+            estimate,
+            now,
+            number,
+            config,
+            score,
+            resized,
+        )
 
     gaussians, rate = dict(state.gaussians), rates(scene, now.fraction)
-    for name, grad in zip(leaves, grads, strict=True):
+    for name, grad in grads.items():
         m = BETA1 * state.gaussians[f"exp_avg.{name}"] + (1 - BETA1) * grad
         v = BETA2 * state.gaussians[f"exp_avg_sq.{name}"] + (1 - BETA2) * grad**2
         root = (v / (1 - BETA2**number)).sqrt() + EPSILON
@@ -102,9 +117,14 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
             screen = torch.zeros(2, len(gaussians["means"]), dtype=torch.float64)
         else:
             gaussians = relocated(gaussians, scene, now.generator, outside)
-    metrics = guided.metrics | {
-        "alpha": float(out.alpha.detach().mean()),
-        "timestep": int(now.timesteps.double().mean()),
-        "gaussians": len(gaussians["means"]),
-    }
-    return Stepped(State(gaussians, guided.rewards, screen), metrics, bool(out.safe.all()))
+    metrics = (
+        guided.metrics
+        | told
+        | {
+            "alpha": float(out.alpha.detach().mean()),
+            "timestep": int(now.timesteps.double().mean()),
+            "gaussians": len(gaussians["means"]),
+        }
+    )
+    after = State(gaussians, guided.rewards, screen, estimate)
+    return Stepped(after, metrics, safe and bool(out.safe.all()))

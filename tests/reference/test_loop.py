@@ -92,8 +92,8 @@ def close(name: str, got: Tensor, wanted: Tensor, before: Tensor) -> None:
 
 def compare(got: State, row: dict[str, Any], wanted: Stepped, before: State, but: tuple[str, ...]) -> None:
     """The product's state after a step, and what it told of it, against the documented ones."""
-    told = {name for name in ("reward", "advantage_spread", "guide") if name in row}
-    assert told == wanted.metrics.keys() & {"reward", "advantage_spread", "guide"}
+    sometimes = {"reward", "advantage_spread", "signal", "guide"}
+    assert row.keys() & sometimes == wanted.metrics.keys() & sometimes
     for name, number in wanted.metrics.items():
         assert row[name] == pytest.approx(number, rel=1e-4, abs=1e-6), name
     for name in sorted(wanted.state.gaussians.keys() - set(but)):
@@ -102,6 +102,10 @@ def compare(got: State, row: dict[str, Any], wanted: Stepped, before: State, but
             mine = 0.9 * theirs
         close(name, got.gaussians[name], theirs, mine)
     torch.testing.assert_close(got.rewards, wanted.state.rewards, rtol=1e-5, atol=1e-5, equal_nan=True)
+    for got_part, wanted_part, before_part in zip(
+        got.estimate, wanted.state.estimate, before.estimate, strict=True
+    ):
+        close("scene policy", got_part, wanted_part, before_part)
     assert torch.equal(got.screen[1], wanted.state.screen[1]), "views that saw the Gaussians"
     if got.screen.shape == before.screen.shape:
         close("screen gradients", got.screen[0], wanted.state.screen[0], before.screen[0])
@@ -139,6 +143,7 @@ class Case:
     first: int = 11  # of 20 steps
     steps: int = 2
     rewards: int = 0  # in the window of the running baseline
+    estimated: bool = False  # whether the scene policy has acted before
 
 
 CASES = {
@@ -195,6 +200,15 @@ CASES = {
         steps=3,
         prior=EPSILON,
     ),
+    "scene policy": Case({"policy": "scene", "policy_pairs": 4}, estimated=True),
+    "scene policy that has just begun": Case(
+        {"policy": "scene", "policy_pairs": 5, "policy_weight": 0.2, "render_scales": (2.0,)}, first=1
+    ),
+    "scene policy, shuffled": Case(
+        {"policy": "scene", "policy_pairs": 6, "shuffle_advantages": True, "reward": (BLIND_REWARD,)},
+        estimated=True,
+        steps=1,
+    ),
     "advantages at their limit": Case(
         {"noises": 64, "views": 1, "reward": (STEEP_REWARD,), "guide_weight": 0.0}
     ),
@@ -243,6 +257,8 @@ def test_every_step_is_the_documented_one(name: str, tmp_path: Path, monkeypatch
 
     def right(seed: int) -> bool:
         begin = between(config, case.rewards, seed)
+        if case.estimated:
+            begin = begin._replace(estimate=toys.estimate(seed))
         states, rows = product.run(config, prior, monkeypatch, case.first, last, begin)
         return documented([begin, *states], rows, case.first, config, prior, score)
 

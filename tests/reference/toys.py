@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from .scene import PARAMETERS, Tensors
+from .scene_policy import FIELDS, UNITS
 
 TIMESTEPS = 500
 
@@ -132,6 +133,13 @@ def scene(count: int, seed: int) -> Tensors:
         tensors[f"exp_avg.{name}"] = 0.3 * sizes[name] * normal(*shape)
         tensors[f"exp_avg_sq.{name}"] = (sizes[name] * (0.5 + uniform(*shape))) ** 2
     return tensors
+
+
+def estimate(seed: int) -> Tensor:
+    """[2, F, C] of the scene policy in the middle of a run, sure of some channels and not of others."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, size = torch.randn(2, FIELDS, len(UNITS), generator=generator)
+    return torch.stack([0.3 * mean, 0.02 * size**2]).double()
 
 
 class InFloat32:

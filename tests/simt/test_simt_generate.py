@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpo3d_fast import configure, generate
 from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Gaussians, initial_cloud, orbit, splats
+from ddpo3d_fast.scene import Gaussians, initial_cloud, moved, orbit, splats
 
 from . import build
 
@@ -27,6 +27,7 @@ WISHES: dict[str, dict[str, Any]] = {
     "noise": {},
     "ddim": {"policy": "ddim"},
     "running": {"baseline": "running"},
+    "scene": {"policy": "scene", "policy_pairs": 2},
     "user": {"reward": ("my_reward:brightness",)},
 }
 
@@ -99,7 +100,7 @@ def test_without_room_nobody_is_visible(simt: ModuleType, monkeypatch: pytest.Mo
     assert gaussians.render(orbit(1), 32, 32, capacity=capacity).visible.all()
 
 
-@pytest.mark.parametrize("wishes", ["running", "user"])
+@pytest.mark.parametrize("wishes", ["running", "user", "scene"])
 def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     run: Run, wishes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_step_without_room_is_repeated_and_leaves_no_trace(
     assert updated == [1, 2, 3, 4]
     updated.clear()
     monkeypatch.setattr(splats, "FIRST_CAPACITY", 10)
+    monkeypatch.setattr(moved, "FIRST_CAPACITY", 10)
     got = run("little room", True, wishes)
     assert updated == [1, 1, 2, 3, 3, 4]  # from step 3 on the views have four times the pixels
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())

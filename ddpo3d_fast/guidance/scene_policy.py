@@ -1,0 +1,136 @@
+"""The scene as the policy's action: a policy gradient for any reward, without the prior's help.
+
+Notation of docs/method.md: c coefficients of smooth fields over the scene, the action; phi the fields; A_k
+the advantage of pair k. Of the reward scores alone are asked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
+from ddpo3d_fast.guidance.objectives import ACTION_STREAM
+from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, shuffled
+from ddpo3d_fast.kernels import philox_normal
+from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.settings import Config
+from ddpo3d_fast.step import Step, Tensors
+
+WAVES, FREQUENCY = 4, 1.5  # Fourier features, and the deviation of their wave vectors in radians a unit
+FIELDS = 1 + 2 * WAVES  # a constant, and a cosine and a sine of each wave
+DECAY = 0.9  # of the mean over steps
+CHANCE = 1 + 3 * math.sqrt(2 / FIELDS)
+"""How many times its mean the square of a channel that is chance alone may be: three deviations above"""
+NORMS = 4.0  # of what the views pull with, for weight 1 and an estimate without chance
+_TINY = 1e-6
+_NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
+
+
+class ScenePolicy(Guidance):
+    """Moves the scene along smooth random fields, the same in all views, and towards what scores better."""
+
+    def __init__(
+        self,
+        scorer: Reward,
+        config: Config,
+        channels: int,
+        device: torch.device | str = "cpu",
+        timer: Timer = untimed,
+    ) -> None:
+        """`channels` are the scene's."""
+        self.scorer, self.text, self.seed, self.timer = scorer, config.prompt, config.seed, timer
+        self.weight, self.pairs = config.reward.policy_weight, config.reward.policy_pairs
+        self.shuffles = config.reward.shuffle_advantages
+        self.waves = FREQUENCY * philox_normal((3, WAVES), self.seed, ACTION_STREAM, device)
+        self.mean, self.variance = torch.zeros(2, FIELDS, channels, device=device).unbind()
+
+    def inputs(self, step: Step) -> Tensors:
+        """What makes the step's actions: a function of the seed and its number."""
+        inputs = {"scene_offset": torch.tensor([2 * step.number])}
+        if self.shuffles:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
+            inputs["scene_lots"] = torch.rand(1, self.pairs, generator=generator)
+        return inputs
+
+    def state(self) -> Tensors:
+        """The estimate's mean over the steps, and its variance."""
+        return {"scene_policy_mean": self.mean, "scene_policy_variance": self.variance}
+
+    def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
+        assert seen.scene is not None, "the scene policy moves a scene"
+        inputs, phi = seen.inputs, fields(seen.scene.positions, self.waves) * seen.scene.present
+        actions = philox_normal(
+            (self.pairs, *self.mean.shape), self.seed, ACTION_STREAM, phi.device, inputs["scene_offset"]
+        )
+        rewards = self._rewards(seen.scene, phi, actions)
+        advantages = pair_advantages(rewards)
+        if self.shuffles:
+            advantages = shuffled(advantages[None], inputs["scene_lots"])[0]
+        ascent, variance = score_function_gradient(advantages, actions)
+        self.mean.lerp_(ascent, 1 - DECAY)
+        self.variance.mul_(DECAY**2).add_((1 - DECAY) ** 2 * variance)
+        known = self.mean * signal(self.mean, self.variance)
+        length = (phi @ self.mean).norm() + _NONE
+        pull = phi @ known / length
+        return Gradient(
+            scene=-NORMS * self.weight * pull,
+            metrics={
+                "reward": rewards.mean(),
+                "advantage_spread": rewards.std(),
+                "signal": pull.norm(),
+            },
+        )
+
+    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Tensor:
+        """[K, 2] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
+        it."""
+        with self.timer("render"):
+            pictures = [
+                scene.picture_of(sign * (phi @ action), number % scene.views)
+                for number, action in enumerate(actions)
+                for sign in (1, -1)
+            ]
+        with self.timer("reward"):
+            scores = self.scorer.score(torch.cat(pictures), [self.text] * len(pictures))
+        return scores.view(-1, 2)
+
+
+def fields(positions: Tensor, waves: Tensor) -> Tensor:
+    """[R, 1 + 2 W] smooth functions of positions [R, 3]: a constant, then the cosines and sines of W plane
+    waves [3, W], in radians a unit. Their squares add up to 1 everywhere."""
+    phases = positions @ waves
+    every = torch.cat([torch.ones_like(phases[:, :1]), phases.cos(), phases.sin()], 1)
+    return every / math.sqrt(1 + waves.shape[1])
+
+
+def pair_advantages(rewards: Tensor) -> Tensor:
+    """Advantages [K] of the first of each pair of rewards [K, 2] of opposite actions.
+
+    Half their difference, which is what the first has above the pair's mean, in units of its root mean
+    square over the pairs, clipped to 5. The second has the opposite.
+    """
+    above = (rewards[:, 0] - rewards[:, 1]) / 2
+    return (above / (above.square().mean().sqrt() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
+def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the expected advantage with respect to the mean of a standard normal policy, and its
+    variance, both [...], from advantages [K] of actions [K, ...].
+
+    At mean 0 grad log pi(c) = c, so it is the mean of A_k c_k; the variance is that mean's own.
+    """
+    terms = advantages.view(-1, *[1] * (actions.dim() - 1)) * actions
+    return terms.mean(0), terms.var(0) / len(terms)
+
+
+def signal(mean: Tensor, variance: Tensor) -> Tensor:
+    """[C] what of an estimate [F, C] of this variance is no chance, 0 to 1 for each channel.
+
+    The positive part of 1 - CHANCE variance / square (James and Stein 1961), so that a channel that the
+    reward says nothing of gets nothing.
+    """
+    square = mean.square().sum(0)
+    return (square - CHANCE * variance.sum(0)).clamp_min(0) / (square + _NONE)
