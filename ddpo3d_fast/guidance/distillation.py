@@ -25,6 +25,7 @@ from ddpo3d_fast.guidance.policy import (
     RunningBaseline,
     group_advantages,
     group_spread,
+    is_due,
     policy_schedule,
     shuffled,
 )
@@ -59,9 +60,10 @@ class ScoreDistillation(Guidance):
         )
 
     def strength(self, step: Step) -> Tensor:
-        """[V] weight of the policy gradient at the step's timesteps, on the CPU."""
+        """[V] weight of the policy gradient in the step's views, on the CPU."""
         fractions = step.timesteps / len(self.prior.alphas_cumprod)
-        return self.policy.policy_weight * policy_schedule(fractions, self.policy.policy_max_timestep)
+        weight = self.policy.policy_weight * is_due(step, self.policy.policy_every)
+        return weight * policy_schedule(fractions, self.policy.policy_max_timestep)
 
     def variant(self, step: Step) -> bool:
         """Whether the policy acts: decided without a wait."""

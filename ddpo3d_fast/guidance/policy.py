@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ddpo3d_fast.step import Step
+
 ADVANTAGE_CLIP = 5.0  # DDPO (arXiv 2305.13301), section 5.1 of its code's defaults
 WINDOW, MIN_WINDOW = 32, 16  # DDPO's per-prompt window of rewards
 RAMP = 0.2  # fraction of the timesteps over which the weight rises
@@ -21,6 +23,11 @@ def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
     the prompt alone, so that its reward says nothing of the action.
     """
     return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
+
+
+def is_due(step: Step, every: int) -> bool:
+    """Whether the policy asks the reward in a step: in the first, and in every so many from there."""
+    return (step.number - 1) % every == 0
 
 
 def group_spread(rewards: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
-from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, shuffled
+from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, is_due, shuffled
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward
 from ddpo3d_fast.settings import Config
@@ -24,7 +24,7 @@ FIELDS = 1 + 2 * WAVES  # a constant, and a cosine and a sine of each wave
 DECAY = 0.9  # of the mean over steps
 CHANCE = 1 + 3 * math.sqrt(2 / FIELDS)
 """How many times its mean the square of a channel that is chance alone may be: three deviations above"""
-NORMS = 4.0  # of what the views pull with, for weight 1 and an estimate without chance
+NORMS = 2.0  # of what the views pull with, for weight 1 and an estimate without chance
 _TINY = 1e-6
 _NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
@@ -43,9 +43,13 @@ class ScenePolicy(Guidance):
         """`channels` are the scene's."""
         self.scorer, self.text, self.seed, self.timer = scorer, config.prompt, config.seed, timer
         self.weight, self.pairs = config.reward.policy_weight, config.reward.policy_pairs
-        self.shuffles = config.reward.shuffle_advantages
+        self.shuffles, self.every = config.reward.shuffle_advantages, config.reward.policy_every
         self.waves = FREQUENCY * philox_normal((3, WAVES), self.seed, ACTION_STREAM, device)
         self.mean, self.variance = torch.zeros(2, FIELDS, channels, device=device).unbind()
+
+    def variant(self, step: Step) -> bool:
+        """Whether it asks the reward: decided without a wait."""
+        return is_due(step, self.every)
 
     def inputs(self, step: Step) -> Tensors:
         """What makes the step's actions: a function of the seed and its number."""
@@ -61,28 +65,25 @@ class ScenePolicy(Guidance):
 
     def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
         assert seen.scene is not None, "the scene policy moves a scene"
-        inputs, phi = seen.inputs, fields(seen.scene.positions, self.waves) * seen.scene.present
+        phi = fields(seen.scene.positions, self.waves) * seen.scene.present
+        metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
+        known = self.mean * signal(self.mean, self.variance)
+        pull = phi @ known / ((phi @ self.mean).norm() + _NONE)
+        return Gradient(scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm()})
+
+    def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
+        """Adds a step's pairs to what is known; returns what to report of them."""
         actions = philox_normal(
             (self.pairs, *self.mean.shape), self.seed, ACTION_STREAM, phi.device, inputs["scene_offset"]
         )
-        rewards = self._rewards(seen.scene, phi, actions)
+        rewards = self._rewards(scene, phi, actions)
         advantages = pair_advantages(rewards)
         if self.shuffles:
             advantages = shuffled(advantages[None], inputs["scene_lots"])[0]
         ascent, variance = score_function_gradient(advantages, actions)
         self.mean.lerp_(ascent, 1 - DECAY)
         self.variance.mul_(DECAY**2).add_((1 - DECAY) ** 2 * variance)
-        known = self.mean * signal(self.mean, self.variance)
-        length = (phi @ self.mean).norm() + _NONE
-        pull = phi @ known / length
-        return Gradient(
-            scene=-NORMS * self.weight * pull,
-            metrics={
-                "reward": rewards.mean(),
-                "advantage_spread": rewards.std(),
-                "signal": pull.norm(),
-            },
-        )
+        return {"reward": rewards.mean(), "advantage_spread": rewards.std()}
 
     def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Tensor:
         """[K, 2] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees

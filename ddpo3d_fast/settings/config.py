@@ -160,6 +160,9 @@ class Reward:
     policy_pairs: Annotated[int, Range(2, 1024)] = 32
     """pairs of opposite changes of the scene that --policy scene compares in a step, two pictures each for
     the reward, of the step's views in turn"""
+    policy_every: Annotated[int, Range(1, 100_000)] = 1
+    """steps from one in which the policy asks the reward to the next, for rewards that take long; the scene
+    policy goes on with what it knows in between"""
     reward_of: Literal["action", "render"] = "action"
     """picture that the policy's reward is of: the clean guess the action leads to, or the rendered view (as
     in the paper's figure)"""

@@ -62,8 +62,9 @@ def steered(function, steps=30, seed=11, scene=None, **wishes):
     policy = ScenePolicy(Wanting(function), config, CHANNELS)
     pulls, metrics, drawn = [], [], Step(1, 0.0, *[None] * 8)
     for number in range(1, steps + 1):
-        inputs = policy.inputs(drawn._replace(number=number))
-        gradient = policy(Seen(None, None, inputs, None, scene or ToyScene()), Gradient())
+        step = drawn._replace(number=number)
+        seen = Seen(None, None, policy.inputs(step), policy.variant(step), scene or ToyScene())
+        gradient = policy(seen, Gradient())
         assert gradient.pictures is None
         assert gradient.alpha is None
         pulls.append(gradient.scene)
@@ -192,6 +193,16 @@ def test_a_yes_or_no_is_reward_enough():
     assert last[:-1, 0].mean() > 0.3 * NORMS / math.sqrt(ROWS)
 
 
+def test_between_the_steps_that_ask_the_pull_stays():
+    scene = ToyScene()
+    pulls, metrics = steered(first_channel, 7, scene=scene, policy_every=3)
+    assert len(scene.seen) == 3 * 2 * 32  # in steps 1, 4 and 7
+    assert ["reward" in each for each in metrics] == [True, False, False, True, False, False, True]
+    assert torch.equal(pulls[1], pulls[2])
+    assert not torch.equal(pulls[2], pulls[3])
+    assert torch.equal(pulls[3], pulls[5])
+
+
 def test_actions_follow_from_the_seed_and_come_in_opposite_pairs_of_the_views_in_turn():
     scenes = [ToyScene() for _ in range(3)]
     for scene, seed in zip(scenes, (11, 11, 12), strict=True):
@@ -215,7 +226,7 @@ def test_the_state_is_all_that_a_step_needs_of_those_before():
 
     def call(policy, number):
         inputs = policy.inputs(drawn._replace(number=number))
-        return policy(Seen(None, None, inputs, None, ToyScene()), Gradient()).scene
+        return policy(Seen(None, None, inputs, True, ToyScene()), Gradient()).scene
 
     call(whole, 1)
     call(begun, 1)

@@ -199,7 +199,8 @@ def guidance(
     leaf = pictures.detach().requires_grad_()
     latents = prior.codec.encode(leaf)
     fraction = now.timesteps.double() / len(prior.alphas_cumprod)
-    weight = 0 if wishes.policy == "scene" else wishes.policy_weight
+    asks = wishes.policy != "scene" and (number - 1) % wishes.policy_every == 0
+    weight = wishes.policy_weight if asks else 0
     strength = weight * ((wishes.policy_max_timestep - fraction) / 0.2).clamp(0, 1)
     views = Views(
         pictures,

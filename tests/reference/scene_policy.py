@@ -52,43 +52,42 @@ def scene_policy(
     waves = 1.5 * philox_normal((3, WAVES), config.seed, 1)
     phases = gaussians["means"] @ waves
     phi = torch.cat([torch.ones(len(phases), 1).double(), phases.cos(), phases.sin()], 1) / math.sqrt(5)
-    c = philox_normal((pairs, FIELDS, len(UNITS)), config.seed, 2 * number + 1)
+    (m, v), metrics, safe = estimate, {}, True
+    if (number - 1) % wishes.policy_every == 0:
+        c = philox_normal((pairs, FIELDS, len(UNITS)), config.seed, 2 * number + 1)
 
-    size, safe = min(now.rendered, now.picture), True
-    rewards = torch.zeros(pairs, 2, dtype=torch.float64)
-    for k in range(pairs):
-        v = k % config.schedule.views
-        cameras = now.cameras.only(v)
-        for side, sign in enumerate((1, -1)):
-            out = render(moved(gaussians, sign * phi @ c[k]), cameras, size, now.backgrounds[v : v + 1])
-            picture = resized(out.rgb, now.picture).clamp(0, 1)  # type: ignore[operator]
-            rewards[k, side] = score(picture, [config.prompt]).item()
-            safe = safe and bool(out.safe.all())
-    above = (rewards[:, 0] - rewards[:, 1]) / 2
-    advantages = (above / ((above**2).mean().sqrt() + 1e-6)).clamp(-5, 5)
-    if wishes.shuffle_advantages:
-        generator = torch.Generator().manual_seed(1000003 * config.seed + number)
-        advantages = advantages[torch.rand(1, pairs, generator=generator)[0].argsort()]
+        size = min(now.rendered, now.picture)
+        rewards = torch.zeros(pairs, 2, dtype=torch.float64)
+        for k in range(pairs):
+            view = k % config.schedule.views
+            cameras, behind = now.cameras.only(view), now.backgrounds[view : view + 1]
+            for side, sign in enumerate((1, -1)):
+                out = render(moved(gaussians, sign * phi @ c[k]), cameras, size, behind)
+                picture = resized(out.rgb, now.picture).clamp(0, 1)  # type: ignore[operator]
+                rewards[k, side] = score(picture, [config.prompt]).item()
+                safe = safe and bool(out.safe.all())
+        above = (rewards[:, 0] - rewards[:, 1]) / 2
+        advantages = (above / ((above**2).mean().sqrt() + 1e-6)).clamp(-5, 5)
+        if wishes.shuffle_advantages:
+            generator = torch.Generator().manual_seed(1000003 * config.seed + number)
+            advantages = advantages[torch.rand(1, pairs, generator=generator)[0].argsort()]
 
-    terms = advantages[:, None, None] * c
-    m = 0.9 * estimate[0] + 0.1 * terms.mean(0)
-    v = 0.81 * estimate[1] + 0.01 * terms.var(0) / pairs
+        terms = advantages[:, None, None] * c
+        m = 0.9 * m + 0.1 * terms.mean(0)
+        v = 0.81 * v + 0.01 * terms.var(0) / pairs
+        metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std())}
     square = (m**2).sum(0)
     known = m * (1 - (1 + 3 * math.sqrt(2 / FIELDS)) * v.sum(0) / square).clamp_min(0)
     direction = phi @ known / (phi @ m).norm()
 
     parts = [grads["sh"][:, 0], grads["logit_opacities"][:, None], grads["log_scales"], grads["means"]]
     length = (torch.cat(parts, 1) * UNITS).norm()
-    pull = 4 * wishes.policy_weight * length * direction / UNITS
+    pull = 2 * wishes.policy_weight * length * direction / UNITS
     grads = grads | {
         "sh": grads["sh"] - pull[:, None, :3],
         "logit_opacities": grads["logit_opacities"] - pull[:, 3],
         "log_scales": grads["log_scales"] - pull[:, 4:7],
         "means": grads["means"] - pull[:, 7:],
     }
-    metrics = {
-        "reward": float(rewards.mean()),
-        "advantage_spread": float(rewards.std()),
-        "signal": float(direction.norm()),
-    }
+    metrics["signal"] = float(direction.norm())
     return Pulled(grads, torch.stack([m, v]), metrics, safe)

@@ -201,6 +201,10 @@ CASES = {
         prior=EPSILON,
     ),
     "scene policy": Case({"policy": "scene", "policy_pairs": 4}, estimated=True),
+    "scene policy that asks now and then": Case(
+        {"policy": "scene", "policy_pairs": 3, "policy_every": 3}, estimated=True, steps=4
+    ),
+    "noise policy that asks now and then": Case({"policy_every": 3}, steps=4),
     "scene policy that has just begun": Case(
         {"policy": "scene", "policy_pairs": 5, "policy_weight": 0.2, "render_scales": (2.0,)}, first=1
     ),
