@@ -175,8 +175,8 @@ class Reward:
     reward_guidance_scale: Annotated[float, Range(0.0, 1e3)] = 0.0
     """scale of classifier-free guidance for the clean guesses that are scored; 0 takes --guidance-scale"""
     policy_max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """timestep, as a fraction of the training timesteps, above which the policy gradient is off; it has its
-    full weight from 0.2 below"""
+    """timestep, as a fraction of the training timesteps, above which the noise and ddim policies are off;
+    they have their full weight from 0.2 below"""
 
 
 @dataclass(frozen=True)
