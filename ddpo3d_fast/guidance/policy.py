@@ -47,6 +47,16 @@ def group_advantages(rewards: Tensor) -> Tensor:
     )
 
 
+def pair_advantages(rewards: Tensor) -> Tensor:
+    """Advantages [K] of the first of each pair of rewards [K, 2] of opposite actions.
+
+    Half their difference, which is what the first has above the pair's mean, in units of its root mean
+    square over the pairs, clipped to 5. The second has the opposite.
+    """
+    above = (rewards[:, 0] - rewards[:, 1]) / 2
+    return (above / (above.square().mean().sqrt() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
+
+
 class RunningBaseline:
     """Advantages against a window of the run's last rewards, as DDPO keeps one for each prompt.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
-from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, is_due, shuffled
+from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
+from ddpo3d_fast.guidance.scaling import DECAY, NONE, NORMS, score_function_gradient, signal
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward
 from ddpo3d_fast.settings import Config
@@ -21,12 +22,6 @@ from ddpo3d_fast.step import Step, Tensors
 
 WAVES, FREQUENCY = 4, 1.5  # Fourier features, and the deviation of their wave vectors in radians a unit
 FIELDS = 1 + 2 * WAVES  # a constant, and a cosine and a sine of each wave
-DECAY = 0.9  # of the mean over steps
-CHANCE = 1 + 3 * math.sqrt(2 / FIELDS)
-"""How many times its mean the square of a channel that is chance alone may be: three deviations above"""
-NORMS = 2.0  # of what the views pull with, for weight 1 and an estimate without chance
-_TINY = 1e-6
-_NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
 
 class ScenePolicy(Guidance):
@@ -68,7 +63,7 @@ class ScenePolicy(Guidance):
         phi = fields(seen.scene.positions, self.waves) * seen.scene.present
         metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
         known = self.mean * signal(self.mean, self.variance)
-        pull = phi @ known / ((phi @ self.mean).norm() + _NONE)
+        pull = phi @ known / ((phi @ self.mean).norm() + NONE)
         return Gradient(scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm()})
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
@@ -105,33 +100,3 @@ def fields(positions: Tensor, waves: Tensor) -> Tensor:
     phases = positions @ waves
     every = torch.cat([torch.ones_like(phases[:, :1]), phases.cos(), phases.sin()], 1)
     return every / math.sqrt(1 + waves.shape[1])
-
-
-def pair_advantages(rewards: Tensor) -> Tensor:
-    """Advantages [K] of the first of each pair of rewards [K, 2] of opposite actions.
-
-    Half their difference, which is what the first has above the pair's mean, in units of its root mean
-    square over the pairs, clipped to 5. The second has the opposite.
-    """
-    above = (rewards[:, 0] - rewards[:, 1]) / 2
-    return (above / (above.square().mean().sqrt() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
-
-
-def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the expected advantage with respect to the mean of a standard normal policy, and its
-    variance, both [...], from advantages [K] of actions [K, ...].
-
-    At mean 0 grad log pi(c) = c, so it is the mean of A_k c_k; the variance is that mean's own.
-    """
-    terms = advantages.view(-1, *[1] * (actions.dim() - 1)) * actions
-    return terms.mean(0), terms.var(0) / len(terms)
-
-
-def signal(mean: Tensor, variance: Tensor) -> Tensor:
-    """[C] what of an estimate [F, C] of this variance is no chance, 0 to 1 for each channel.
-
-    The positive part of 1 - CHANCE variance / square (James and Stein 1961), so that a channel that the
-    reward says nothing of gets nothing.
-    """
-    square = mean.square().sum(0)
-    return (square - CHANCE * variance.sum(0)).clamp_min(0) / (square + _NONE)
