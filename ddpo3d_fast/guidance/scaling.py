@@ -6,8 +6,7 @@ that says nothing does nothing (docs/method.md).
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 
 NORMS = 2.0  # of what else pulls, for weight 1 and an estimate without chance
@@ -31,12 +30,35 @@ def signal(mean: Tensor, variance: Tensor) -> Tensor:
     return beyond_chance(mean.square().sum(0), variance.sum(0), len(mean))
 
 
-def beyond_chance(square: Tensor, chance: Tensor, freedom: float) -> Tensor:
+def beyond_chance(square: Tensor, chance: Tensor, freedom: float | Tensor) -> Tensor:
     """What of squared lengths is no chance, 0 to 1 for each; `chance` is what those of chance alone are.
 
     The positive part of 1 - limit chance / square (James and Stein 1961). The limit is three deviations above
     1: those of a mean of `freedom` squares of standard normals. So what the reward says nothing of gets
     nothing.
     """
-    limit = 1 + DEVIATIONS * math.sqrt(2 / freedom)
+    limit = 1 + DEVIATIONS * (2 / freedom) ** 0.5
     return (square - limit * chance).clamp_min(0) / (square + NONE)
+
+
+class RunningSignal:
+    """What of a run's estimates is no chance, where every step's is of something else: of its own views.
+
+    Squared lengths are compared with those of chance over the steps so far, the last ones counting most.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        # Means over steps of squared length and of chance, and DECAY to the number of steps.
+        self.sums = torch.tensor([0.0, 0.0, 1.0], device=device)
+
+    def add(self, square: Tensor, chance: Tensor) -> None:
+        """A step's estimates: their squared lengths [V], and what these are on average where nothing is
+        known [V]."""
+        self.sums[:2].lerp_(torch.stack([square.mean(), chance.mean()]), 1 - DECAY)
+        self.sums[2:].mul_(DECAY)
+
+    def __call__(self, freedom: int) -> Tensor:
+        """[] what of the estimates is signal, 0 to 1; `freedom` numbers of a step are left to chance."""
+        square, chance, left = self.sums
+        steps = (1 + DECAY) / (1 - DECAY) * (1 - left) / (1 + left)  # that a mean with DECAY is worth
+        return beyond_chance(square, chance, freedom * steps)
