@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import (
     ACTION_STREAM,
     NOISE_STREAM,
@@ -31,7 +31,7 @@ from ddpo3d_fast.guidance.policy import (
 )
 from ddpo3d_fast.kernels import add_noise
 from ddpo3d_fast.priors.base import Prior
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
@@ -103,10 +103,10 @@ class ScoreDistillation(Guidance):
             noisy = add_noise(latents, per_action, self.seed, NOISE_STREAM, actions, stream_offset=offset)
             with self.timer("predict"):
                 guesses = prior.predict(noisy, per_item, conditions)
-            rewards = advantages = torch.zeros(len(pictures), actions, device=pictures.device)
+            advantages = torch.zeros(len(pictures), actions, device=pictures.device)
             if acting:
                 rewards = self._rewards(noisy, guesses, per_action, pictures)
-                advantages = self._advantages(rewards, inputs)
+                advantages = self._advantages(rewards.total, inputs)
             weight = self.objective.weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
                 denoised = Denoised(noisy, guesses, per_action, per_item, offset, actions)
@@ -114,7 +114,8 @@ class ScoreDistillation(Guidance):
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
-            metrics |= {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
+            metrics |= told_of("reward", rewards)
+            metrics["advantage_spread"] = group_spread(rewards.total).mean()
         return Gradient(pull_back(grad), metrics=metrics)
 
     def _ddim_step(
@@ -125,7 +126,7 @@ class ScoreDistillation(Guidance):
         conditions: dict[str, Tensor],
         strength: Tensor,
         inputs: Tensors,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Scores]:
         """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
         prior, actions = self.prior, self.noises
         levels, offset = prior.alphas_cumprod[timesteps], inputs["stream_offset"]
@@ -154,7 +155,7 @@ class ScoreDistillation(Guidance):
         with self.timer("predict"):
             reached = prior.predict(action, later_k, conditions)
         rewards = self._rewards(action, reached, later_levels, pictures)
-        advantages = self._advantages(rewards, inputs)
+        advantages = self._advantages(rewards.total, inputs)
         # Natural-gradient scaling: grad log pi = sqrt(abar') n / sigma, times sigma.
         weight = strength[:, None] * advantages * later_levels.view(-1, actions).sqrt() / actions
         with self.timer("residual"):
@@ -174,13 +175,14 @@ class ScoreDistillation(Guidance):
 
     def _rewards(
         self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor
-    ) -> Tensor:
+    ) -> Scores:
         """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views."""
         assert self.scorer is not None, "a policy gradient needs a scorer"
         views = len(pictures)
         if self.policy.reward_of == "render":
             with self.timer("reward"):
-                return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, self.noises)
+                scores = scores_of(self.scorer, pictures, [self.text] * views)
+            return scores._replace(total=scores.total[:, None].expand(views, self.noises))
         with self.timer("residual"):
             clean = self.arithmetic.denoise_action(
                 noisy,
@@ -193,8 +195,9 @@ class ScoreDistillation(Guidance):
             ).clean
         assert clean is not None
         with self.timer("reward"):
-            scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
-        return scores.view(views, self.noises)
+            guessed = self.prior.codec.decode(clean).clamp(0, 1)
+            scores = scores_of(self.scorer, guessed, [self.text] * len(clean))
+        return scores._replace(total=scores.total.view(views, self.noises))
 
     def _advantages(self, rewards: Tensor, inputs: Tensors) -> Tensor:
         advantages = (

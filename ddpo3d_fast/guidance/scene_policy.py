@@ -11,11 +11,11 @@ import math
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, is_due, shuffled
 from ddpo3d_fast.kernels import philox_normal
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
@@ -76,17 +76,18 @@ class ScenePolicy(Guidance):
         actions = philox_normal(
             (self.pairs, *self.mean.shape), self.seed, ACTION_STREAM, phi.device, inputs["scene_offset"]
         )
-        rewards = self._rewards(scene, phi, actions)
+        scores = self._rewards(scene, phi, actions)
+        rewards = scores.total.view(-1, 2)
         advantages = pair_advantages(rewards)
         if self.shuffles:
             advantages = shuffled(advantages[None], inputs["scene_lots"])[0]
         ascent, variance = score_function_gradient(advantages, actions)
         self.mean.lerp_(ascent, 1 - DECAY)
         self.variance.mul_(DECAY**2).add_((1 - DECAY) ** 2 * variance)
-        return {"reward": rewards.mean(), "advantage_spread": rewards.std()}
+        return told_of("reward", scores) | {"advantage_spread": rewards.std()}
 
-    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Tensor:
-        """[K, 2] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
+    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Scores:
+        """[2 K] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
         it."""
         with self.timer("render"):
             pictures = [
@@ -95,8 +96,7 @@ class ScenePolicy(Guidance):
                 for sign in (1, -1)
             ]
         with self.timer("reward"):
-            scores = self.scorer.score(torch.cat(pictures), [self.text] * len(pictures))
-        return scores.view(-1, 2)
+            return scores_of(self.scorer, torch.cat(pictures), [self.text] * len(pictures))
 
 
 def fields(positions: Tensor, waves: Tensor) -> Tensor:

@@ -146,10 +146,10 @@ class Reward:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="NAME[=WEIGHT]"),
     ] = ()
-    """reward and its weight (1 if left out): `embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or
-    `module:function` of images [B, 3, H, W] and prompts; repeat the flag to add several (default: embedded;
-    with Stable Diffusion aesthetic, or none where a folder is given and aesthetic's files are not on this
-    machine)"""
+    """reward and its weight (1 if left out; below 0 less of it is better): `embedded`, `colour:blue`, `jpeg`,
+    `aesthetic`, `clip` (docs/rewards.md has all), or `module:function` of images [B, 3, H, W] and prompts;
+    repeat the flag to add several (default: embedded; with Stable Diffusion aesthetic, or none where a folder
+    is given and aesthetic's files are not on this machine)"""
     policy_weight: Annotated[float, Range(0.0, 1e3)] = 1.0
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: Annotated[float, Range(0.0, 1e3)] = 0.1

@@ -65,7 +65,7 @@ PROMPTS_AND_REWARDS = {
     "generate --resume \udcff": "--resume: expected text in UTF-8, got '\\udcff'",
     "render \udcff.ply": "render: expected text in UTF-8, got '\\udcff.ply'",
     f"{MUSHROOM} --negative-prompt \udcff": "--negative-prompt: expected text in UTF-8, got '\\udcff'",
-    f"{MUSHROOM} --reward beauty": "--reward: expected `embedded` or module:function of your own, got",
+    f"{MUSHROOM} --reward beauty": "--reward: expected one of embedded, jpeg, colour:NAME,",
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
     f"{MUSHROOM} --policy scene --baseline running": "--baseline: expected group with --policy scene, got",
     f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",

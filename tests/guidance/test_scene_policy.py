@@ -43,6 +43,8 @@ class ToyScene:
 class Wanting:
     """A reward of offsets: of any function."""
 
+    name = "wanting"
+
     def __init__(self, function):
         self.function = function
 
