@@ -84,8 +84,23 @@ def capture(
         {"residual": "csd"},
         {"residual": "nfsd"},
         {"residual": "clean"},
+        {"residual": "ism", "policy": "ddim"},
+        {"residual": "sdi", "guidance_rescale": 0.5},
     ],
-    ids=["noise", "ddim", "scene", "running", "plain", "guide", "rewards", "csd", "nfsd", "clean"],
+    ids=[
+        "noise",
+        "ddim",
+        "scene",
+        "running",
+        "plain",
+        "guide",
+        "rewards",
+        "csd",
+        "nfsd",
+        "clean",
+        "ism",
+        "sdi",
+    ],
 )
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -112,9 +112,10 @@ class Distillation:
     a hub's owner/name, which may be downloaded"""
     guidance_scale: Annotated[float, Range(0.0, 1e3)] = 2.0
     """scale of classifier-free guidance by the prompt; 1 is none"""
-    residual: Literal["clean", "sds", "csd", "nfsd"] = "clean"
+    residual: Literal["clean", "sds", "csd", "nfsd", "ism", "sdi"] = "clean"
     """score distillation: `clean`, towards the clean guess with weight sqrt(1 - abar); `sds`, DreamFusion's
-    with weight 1 - abar; `csd`, `nfsd`, classifier and noise-free, without the injected noise"""
+    with weight 1 - abar; `csd`, `nfsd`, classifier and noise-free, without the injected noise; `ism`, `sdi`,
+    with a noise that DDIM's inversion finds, in 4 and 9 further network evaluations"""
     guidance_rescale: Annotated[float, Range(0.0, 1.0)] = 0.0
     """degree to which the guided clean guess gets back the spread of the unguided one; 0 is not at all, 1
     fully"""
@@ -166,9 +167,9 @@ class Reward:
     reward_of: Literal["action", "render"] = "action"
     """picture that the policy's reward is of: the clean guess the action leads to, or the rendered view (as
     in the paper's figure)"""
-    baseline: Literal["group", "running"] = "group"
+    baseline: Literal["group", "running", "rewardsds"] = "group"
     """rewards that an advantage is measured against: those of the view's other actions, or a running window
-    of the run's"""
+    of the run's; or RewardSDS's weights of the best two and the worst two noises of a view"""
     shuffle_advantages: bool = False
     """put the advantages within a view in random order: a control for experiments, with as much noise and
     no signal"""

@@ -68,6 +68,8 @@ PROMPTS_AND_REWARDS = {
     f"{MUSHROOM} --reward beauty": "--reward: expected one of embedded, jpeg, colour:NAME,",
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
     f"{MUSHROOM} --policy scene --baseline running": "--baseline: expected group with --policy scene, got",
+    f"{MUSHROOM} --baseline rewardsds --noises 3": "--noises: expected at least 4 for a policy gradient with",
+    f"{MUSHROOM} --baseline rewardsds --policy ddim --noises 4": "--baseline: expected group or running with",
     f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",
     f"{MUSHROOM} --policy scene --policy-pairs 1": "--policy-pairs: expected a number from 2 to 1024, got 1",
     f"{MUSHROOM} --reward no_such_module:score": "--reward: no_such_module:score: no module",
