@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.judge import Judge
 from ddpo3d_fast.guidance.latent_policy import LatentPolicy, State
-from ddpo3d_fast.guidance.objectives import NOISE_STREAM, OBJECTIVES, Arithmetic, Denoised
+from ddpo3d_fast.guidance.objectives import OBJECTIVES, Arithmetic, Denoised, Noising, noised
 from ddpo3d_fast.guidance.policy import RunningBaseline, group_spread, is_due, policy_schedule
-from ddpo3d_fast.kernels import add_noise
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward
 from ddpo3d_fast.settings import Config
@@ -90,19 +89,15 @@ class ScoreDistillation(Guidance):
         with self.timer("predict"):
             conditions = self.prior.conditions(self.prompt, inputs["seen_from"])
         latents, pull_back = self.prior.codec.encode_with_vjp(pictures)
-        levels = self.prior.alphas_cumprod[timesteps]
         noises = 1 if self.latent and acts else self.noises  # its actions share their view's noise
-        per_item, level_of = timesteps.repeat_interleave(noises), levels.repeat_interleave(noises)
-        noisy = add_noise(latents, level_of, self.seed, NOISE_STREAM, noises, stream_offset=offset)
-        with self.timer("predict"):
-            guesses = self.prior.predict(noisy, per_item, conditions)
-        denoised, told = Denoised(noisy, guesses, level_of, per_item, offset, noises), Tensors()
-        advantages = torch.zeros(len(pictures), noises, device=pictures.device)
+        denoised = self._denoised(latents, timesteps, conditions, offset, noises)
+        advantages, told = torch.zeros(len(pictures), noises, device=pictures.device), Tensors()
         if acts and not self.latent:
-            rewards = self.judge.rewards(noisy, guesses, level_of, pictures)
-            advantages = self.judge.advantages(rewards, inputs)
-            told = {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
-        weight = self.objective.weight(levels)[:, None] * (1 + strength[:, None] * advantages) / noises
+            rewards = self.judge.rewards(denoised.noisy, denoised.guesses, denoised.levels, pictures)
+            advantages = self.judge.advantages(rewards.total, inputs)
+            told = told_of("reward", rewards) | {"advantage_spread": group_spread(rewards.total).mean()}
+        w = self.objective.weight(self.prior.alphas_cumprod[timesteps])
+        weight = w[:, None] * (1 + strength[:, None] * advantages) / noises
         with self.timer("residual"):
             grad = self.objective.residual(denoised, weight.flatten(), self.arithmetic)
         if acts and self.latent:
@@ -112,3 +107,18 @@ class ScoreDistillation(Guidance):
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         return Gradient(pull_back(grad), metrics=metrics | told)
+
+    def _denoised(
+        self, latents: Tensor, timesteps: Tensor, conditions: dict[str, Tensor], offset: Tensor, noises: int
+    ) -> Denoised:
+        """Latents [V, ...] at timesteps [V], each with so many noises, and what the prior makes of them."""
+
+        def predict(noisy: Tensor, timesteps: Tensor, groups: slice) -> tuple[Tensor, ...]:
+            chosen = {name: tensor[groups] for name, tensor in conditions.items()}
+            with self.timer("predict"):
+                return self.prior.predict(noisy, timesteps, chosen)
+
+        per_item, alphas = timesteps.repeat_interleave(noises), self.prior.alphas_cumprod
+        noising = Noising(latents, alphas[per_item], per_item, alphas, self.seed, offset, noises, predict)
+        made = noised(self.objective, noising, self.arithmetic)
+        return Denoised.of(made, predict(made.noisy, per_item, slice(None)))

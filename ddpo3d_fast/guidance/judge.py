@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ddpo3d_fast.guidance.base import Timer, untimed
 from ddpo3d_fast.guidance.objectives import Arithmetic
-from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, shuffled
+from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, ranked_advantages, shuffled
 from ddpo3d_fast.priors.base import Prior
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Tensors
 
@@ -30,7 +30,7 @@ class Judge:
         self.scale = config.reward.reward_guidance_scale or config.distillation.guidance_scale
         self.baseline = RunningBaseline(device=prior.device)
 
-    def rewards(self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor) -> Tensor:
+    def rewards(self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor) -> Scores:
         """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views.
 
         Args:
@@ -43,20 +43,24 @@ class Judge:
         views, actions = len(pictures), len(noisy) // len(pictures)
         if self.settings.reward_of == "render":
             with self.timer("reward"):
-                return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, actions)
+                scores = scores_of(self.scorer, pictures, [self.text] * views)
+            return scores._replace(total=scores.total[:, None].expand(views, actions))
         with self.timer("residual"):
             clean = self.arithmetic.denoise_action(
                 noisy, guesses[0], guesses[1], levels, levels, outputs=("clean",), guidance_scale=self.scale
             ).clean
         assert clean is not None
         with self.timer("reward"):
-            scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
-        return scores.view(views, actions)
+            guessed = self.prior.codec.decode(clean).clamp(0, 1)
+            scores = scores_of(self.scorer, guessed, [self.text] * len(clean))
+        return scores._replace(total=scores.total.view(views, actions))
 
     def advantages(self, rewards: Tensor, inputs: Tensors) -> Tensor:
         """[V, K] of rewards [V, K]; those of the control with `lots`, of the step's inputs."""
-        if self.settings.baseline == "group":
-            advantages = group_advantages(rewards)
-        else:
-            advantages = self.baseline.advantages(rewards)
+        compare = {
+            "group": group_advantages,
+            "running": self.baseline.advantages,
+            "rewardsds": ranked_advantages,
+        }
+        advantages = compare[self.settings.baseline](rewards)
         return shuffled(advantages, inputs["lots"]) if self.settings.shuffle_advantages else advantages

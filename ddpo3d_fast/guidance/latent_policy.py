@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Timer, untimed
+from ddpo3d_fast.guidance.base import Timer, told_of, untimed
 from ddpo3d_fast.guidance.exploration import Exploration
 from ddpo3d_fast.guidance.judge import Judge
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM, Arithmetic, Denoised
@@ -20,6 +20,7 @@ from ddpo3d_fast.guidance.policy import clipped_weights, group_spread, importanc
 from ddpo3d_fast.guidance.scaling import NONE, NORMS, RunningSignal, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.priors.base import Prior
+from ddpo3d_fast.rewards import Scores
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Tensors
 
@@ -88,9 +89,9 @@ class LatentPolicy:
         if draws:
             actions = mean[:, None] + sigma[:, None] * self.exploration.fields(drawn, mean.shape[-1])
             rewards = self._rewards(state, actions.flatten(0, 1), later)
-            self.advantages.copy_(self.judge.advantages(rewards, state.inputs))
+            self.advantages.copy_(self.judge.advantages(rewards.total, state.inputs))
             self._remember(mean, state.pictures.shape[-1])
-            told |= {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
+            told |= told_of("reward", rewards) | {"advantage_spread": group_spread(rewards.total).mean()}
         now = drawn
         if self.settings.updates > 1:
             moved = (self._means(mean) - mean) / sigma.clamp_min(_LEAST)
@@ -116,7 +117,7 @@ class LatentPolicy:
         scale = NORMS * strength * signal * length
         return -scale.view(-1, 1, 1, 1) * towards, told | {"signal": signal}
 
-    def _rewards(self, state: State, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def _rewards(self, state: State, noisy: Tensor, timesteps: Tensor) -> Scores:
         """[V, K] of actions [V K, ...] at timesteps [V], each brought to a clean guess on the prior's
         manifold."""
         steps, conditions = self.settings.policy_ddim_steps, state.conditions

@@ -25,11 +25,6 @@ def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor
     return terms.mean(0), terms.var(0) / len(terms)
 
 
-def signal(mean: Tensor, variance: Tensor) -> Tensor:
-    """[C] what of an estimate [F, C] of this variance is no chance, 0 to 1 for each channel."""
-    return beyond_chance(mean.square().sum(0), variance.sum(0), len(mean))
-
-
 def beyond_chance(square: Tensor, chance: Tensor, freedom: float | Tensor) -> Tensor:
     """What of squared lengths is no chance, 0 to 1 for each; `chance` is what those of chance alone are.
 

@@ -11,17 +11,20 @@ import math
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
-from ddpo3d_fast.guidance.scaling import DECAY, NONE, NORMS, score_function_gradient, signal
+from ddpo3d_fast.guidance.scaling import DECAY, NONE, beyond_chance, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
-WAVES, FREQUENCY = 4, 1.5  # Fourier features, and the deviation of their wave vectors in radians a unit
-FIELDS = 1 + 2 * WAVES  # a constant, and a cosine and a sine of each wave
+BANDS = (1.5, 6.0, 24.0)
+"""Fourier features from coarse to fine: the deviations of their wave vectors, in radians a unit"""
+WAVES = 4  # a band
+FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
+BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
 
 
 class ScenePolicy(Guidance):
@@ -31,16 +34,19 @@ class ScenePolicy(Guidance):
         self,
         scorer: Reward,
         config: Config,
-        channels: int,
+        channels: Tensor,
         device: torch.device | str = "cpu",
         timer: Timer = untimed,
     ) -> None:
-        """`channels` are the scene's."""
+        """`channels` [C]: 1 for those of the scene's channels that `policy_moves` names, 0 for the others."""
         self.scorer, self.text, self.seed, self.timer = scorer, config.prompt, config.seed, timer
         self.weight, self.pairs = config.reward.policy_weight, config.reward.policy_pairs
         self.shuffles, self.every = config.reward.shuffle_advantages, config.reward.policy_every
-        self.waves = FREQUENCY * philox_normal((3, WAVES), self.seed, ACTION_STREAM, device)
-        self.mean, self.variance = torch.zeros(2, FIELDS, channels, device=device).unbind()
+        self.moves = config.reward.policy_moves
+        self.channels, self.bands = channels.to(device), bands(device)
+        deviations = torch.tensor(BANDS, device=device).repeat_interleave(WAVES)
+        self.waves = deviations * philox_normal((3, len(deviations)), self.seed, ACTION_STREAM, device)
+        self.mean, self.variance = torch.zeros(2, FIELDS, len(channels), device=device).unbind()
 
     def variant(self, step: Step) -> bool:
         """Whether it asks the reward: decided without a wait."""
@@ -62,36 +68,34 @@ class ScenePolicy(Guidance):
         assert seen.scene is not None, "the scene policy moves a scene"
         phi = fields(seen.scene.positions, self.waves) * seen.scene.present
         metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
-        known = self.mean * signal(self.mean, self.variance)
-        pull = phi @ known / ((phi @ self.mean).norm() + NONE)
-        return Gradient(scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm()})
+        known = self.mean * signal(self.mean, self.variance, self.bands)
+        per_row = seen.scene.present.sum().clamp_min(1).sqrt()
+        pull = phi @ known / ((phi @ self.mean).norm() / per_row + NONE)
+        return Gradient(scene=-self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row})
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""
         actions = philox_normal(
             (self.pairs, *self.mean.shape), self.seed, ACTION_STREAM, phi.device, inputs["scene_offset"]
         )
-        rewards = self._rewards(scene, phi, actions)
+        actions = actions * self.channels
+        scores = self._rewards(scene, phi, actions)
+        rewards = scores.total.view(-1, 2)
         advantages = pair_advantages(rewards)
         if self.shuffles:
             advantages = shuffled(advantages[None], inputs["scene_lots"])[0]
         ascent, variance = score_function_gradient(advantages, actions)
         self.mean.lerp_(ascent, 1 - DECAY)
         self.variance.mul_(DECAY**2).add_((1 - DECAY) ** 2 * variance)
-        return {"reward": rewards.mean(), "advantage_spread": rewards.std()}
+        return told_of("reward", scores) | {"advantage_spread": rewards.std()}
 
-    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Tensor:
-        """[K, 2] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
+    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Scores:
+        """[2 K] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
         it."""
         with self.timer("render"):
-            pictures = [
-                scene.picture_of(sign * (phi @ action), number % scene.views)
-                for number, action in enumerate(actions)
-                for sign in (1, -1)
-            ]
+            pictures = scene.pictures_of(phi, actions, self.moves).flatten(0, 1)
         with self.timer("reward"):
-            scores = self.scorer.score(torch.cat(pictures), [self.text] * len(pictures))
-        return scores.view(-1, 2)
+            return scores_of(self.scorer, pictures, [self.text] * len(pictures))
 
 
 def fields(positions: Tensor, waves: Tensor) -> Tensor:
@@ -100,3 +104,16 @@ def fields(positions: Tensor, waves: Tensor) -> Tensor:
     phases = positions @ waves
     every = torch.cat([torch.ones_like(phases[:, :1]), phases.cos(), phases.sin()], 1)
     return every / math.sqrt(1 + waves.shape[1])
+
+
+def bands(device: torch.device | str = "cpu") -> Tensor:
+    """[F, B] 1 where a field is of a band, else 0."""
+    return torch.nn.functional.one_hot(torch.tensor(BAND_OF)).float().to(device)
+
+
+def signal(mean: Tensor, variance: Tensor, inside: Tensor) -> Tensor:
+    """[F, C] what of an estimate [F, C] of this variance is no chance, 0 to 1, the same for the fields of a
+    band in a channel, so that a channel gets nothing in a band in which the reward says nothing of it.
+    `inside` are the `bands`."""
+    square, chance = inside.T @ mean.square(), inside.T @ variance
+    return inside @ beyond_chance(square, chance, inside.sum(0)[:, None])

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.exploration import Exploration
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
 from ddpo3d_fast.guidance.scaling import NONE, NORMS, RunningSignal, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.resampling import scaled
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
@@ -62,7 +62,7 @@ class ViewPolicy(Guidance):
         actions = philox_normal(shape, self.seed, ACTION_STREAM, pictures.device, offset)
         coverage = scaled(seen.alpha.nan_to_num()[:, None], pictures.shape[-1])
         rewards = self._rewards(pictures, actions, coverage)
-        advantages = pair_advantages(rewards)
+        advantages = pair_advantages(rewards.total)
         if self.settings.shuffle_advantages:
             advantages = shuffled(advantages[None], seen.inputs["view_lots"])[0]
         estimates = [
@@ -74,10 +74,10 @@ class ViewPolicy(Guidance):
         towards = coverage * self.exploration.fields(ascent, pictures.shape[-1])
         length = so_far.pictures.flatten(1).norm(dim=1) / (towards.flatten(1).norm(dim=1) + NONE)
         scale = NORMS * self.settings.policy_weight * signal * length
-        told = {"reward": rewards.mean(), "advantage_spread": rewards.std(), "signal": signal}
+        told = told_of("reward", rewards) | {"advantage_spread": rewards.total.std(), "signal": signal}
         return Gradient(-scale.view(-1, 1, 1, 1) * towards, metrics=told)
 
-    def _rewards(self, pictures: Tensor, actions: Tensor, coverage: Tensor) -> Tensor:
+    def _rewards(self, pictures: Tensor, actions: Tensor, coverage: Tensor) -> Scores:
         """[K, 2] rewards of views moved by each action, and by its opposite; pair k moves view k mod V where
         its object [V, 1, S, S] is."""
         view = torch.arange(len(actions), device=pictures.device) % len(pictures)
@@ -85,4 +85,5 @@ class ViewPolicy(Guidance):
         moves = self.settings.policy_sigma * coverage[view] * fields
         moved = torch.stack([pictures[view] + moves, pictures[view] - moves], 1).flatten(0, 1).clamp(0, 1)
         with self.timer("reward"):
-            return self.scorer.score(moved, [self.text] * len(moved)).view(-1, 2)
+            scores = scores_of(self.scorer, moved, [self.text] * len(moved))
+        return scores._replace(total=scores.total.view(-1, 2))

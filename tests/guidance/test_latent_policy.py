@@ -28,6 +28,7 @@ class Prior:
 
 
 class Bright:
+    name = "bright"
     scored = 0
 
     def score(self, images, prompts):

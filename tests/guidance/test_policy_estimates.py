@@ -45,6 +45,8 @@ class LinearPrior:
 class Leaning:
     """A linear reward: its gradient is `likes`."""
 
+    name = "leaning"
+
     likes = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(5)).cumsum(2) / 100
 
     def score(self, images, prompts):
@@ -55,6 +57,8 @@ class Leaning:
 class Chance:
     """A reward that has nothing to do with the picture."""
 
+    name = "chance"
+
     def __init__(self):
         self.generator = torch.Generator().manual_seed(0)
 
@@ -63,6 +67,8 @@ class Chance:
 
 
 class Silent:
+    name = "silent"
+
     def score(self, images, prompts):
         return torch.full((len(images),), 0.3)
 

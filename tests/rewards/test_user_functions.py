@@ -60,8 +60,12 @@ MODULE = """
     @torch.inference_mode()
     def inferring(images, prompts): return images[:, 0].mean((1, 2))
     def detached(images, prompts): return images.detach()[:, 0].mean((1, 2))
-    def declared(images, prompts): return images[:, 0].mean((1, 2))
-    declared.differentiable = False
+    def undeclared(images, prompts): return images[:, 0].mean((1, 2))
+    def denied(images, prompts): return images[:, 0].mean((1, 2))
+    denied.differentiable = False
+    def suspicious(images, prompts):
+        assert not (torch.is_grad_enabled() or images.requires_grad)
+        return images[:, 0].mean((1, 2))
 
     # With one.
     def half(images, prompts): return images.bfloat16()[:, 0].mean((1, 2))
@@ -73,8 +77,10 @@ MODULE = """
     class Module(torch.nn.Module):
         def forward(self, images, prompts): return images[:, 0].mean((1, 2)) * scale
     module = Module()
+    for each in (plain, half, double, tensors, one_tensor, tensor_column, changing_tensor, module):
+        each.differentiable = True
 
-    # A graph, and no gradient of the images.
+    # Declare one, and give none.
     def parameter(images, prompts): return images.detach()[:, 0].mean((1, 2)) * scale
     def broken_backward(images, prompts): return _Broken.apply(images[:, 0].mean((1, 2)))
     class _Broken(torch.autograd.Function):
@@ -83,6 +89,10 @@ MODULE = """
         @staticmethod
         def backward(ctx, grad): raise NotImplementedError("no derivative")
     def nan_gradient(images, prompts): return (images[:, 0].mean((1, 2)) * 0).sqrt()
+    def numpys(images, prompts): return images.numpy()[:, 0].mean((1, 2))
+    def graphless(images, prompts): return images.detach()[:, 0].mean((1, 2))
+    for each in (parameter, broken_backward, nan_gradient, numpys, graphless):
+        each.differentiable = True
 
     # Mistakes.
     def one_too_few(images, prompts): return images[1:, 0].mean((1, 2))
@@ -115,9 +125,11 @@ def functions(first, last):
 WITHOUT = functions("# Without a gradient", "# With one")
 WITH = ["plain", "module", *functions("# With one", "class Module")]
 LOST = {
-    "parameter": "the graph of its scores does not reach the images",
-    "broken_backward": "its gradient raised NotImplementedError: no derivative",
-    "nan_gradient": "its gradient is not finite",
+    "parameter": "says that it is differentiable, and the graph of its scores does not reach the images",
+    "broken_backward": "says that it is differentiable, and its gradient raised NotImplementedError",
+    "nan_gradient": "says that it is differentiable, and its gradient is not finite",
+    "numpys": "raised RuntimeError: Can't call numpy",
+    "graphless": "says that it is differentiable, and its scores have no graph",
 }
 MISTAKES = {
     "one_too_few": r"expected scores of shape \(2,\), got \(1,\)",
@@ -194,20 +206,11 @@ def test_a_gradient_is_found_where_there_is_one(images, name):
     assert not scores.requires_grad
 
 
-@pytest.mark.parametrize("name", LOST)
-def test_a_graph_that_gives_the_images_nothing_is_one_notice_at_the_trial(images, name):
-    with pytest.warns(FallbackWarning, match=f"^--reward: mine:{name}: {LOST[name]}, so that only") as caught:
-        reward = make_reward([f"mine:{name}"])
-    assert len(caught) == 1
-    assert not reward.differentiable
-    assert reward.score(images, PROMPTS).shape == (3,)
-
-
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", [*MISTAKES, *LOST])
 def test_a_mistake_is_one_line_that_names_the_function(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine is never awaited
-        with pytest.raises(InputError, match=f"^--reward: mine:{name}: {MISTAKES[name]}") as caught:
+        with pytest.raises(InputError, match=f"^--reward: mine:{name}: {(MISTAKES | LOST)[name]}") as caught:
             make_reward([f"mine:{name}"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -218,10 +221,11 @@ def test_a_gradient_that_is_lost_during_a_run_is_an_input_error(images):
         scores = images.mean((1, 2, 3))
         return scores if prompts[0] == "a red ball" else scores.detach()
 
+    later.differentiable = True
     reward = FunctionReward("later", later)
     assert reward.differentiable
     with pytest.raises(
-        InputError, match="later: gave a gradient when it was tried, and now its scores have no"
+        InputError, match="later: says that it is differentiable, and its scores have no graph"
     ):
         reward.score_vjp(images, ["a", "b", "c"])
 
@@ -259,7 +263,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
 
 
-@pytest.mark.parametrize("name", [*WITHOUT, *WITH, *LOST])
+@pytest.mark.parametrize("name", [*WITHOUT, *WITH])
 def test_the_command_runs_with_it(capsys, name):
     assert generate("--reward", f"mine:{name}", "--json") == 0
     captured = capsys.readouterr()
@@ -268,9 +272,18 @@ def test_the_command_runs_with_it(capsys, name):
     assert len(steps) == 3
     assert all(np.isfinite(row["reward"]) for row in steps)
     assert all(("guide" in row) == (name in WITH) for row in steps)
-    notices = [line for line in captured.err.splitlines() if line.startswith("ddpo3d-fast: ")]
-    assert len(notices) == (name in LOST)
+    assert not [line for line in captured.err.splitlines() if line.startswith("ddpo3d-fast: ")]
     assert ("scoring" in captured.err) == (name == "printing")
+
+
+@pytest.mark.parametrize("name", ["numpy_call", "a_list", "one_float", "hwc", "truths", "suspicious"])
+def test_the_scene_policy_runs_with_it(capsys, name):
+    assert generate("--reward", f"mine:{name}", "--policy", "scene", "--policy-pairs", "3", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    steps = [row for row in rows if row["stage"] == "distill"]
+    assert len(steps) == 3
+    assert all(np.isfinite(row["reward"]) and row[f"reward.mine:{name}"] == row["reward"] for row in steps)
+    assert not any("guide" in row for row in steps)
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, "cudas"])
