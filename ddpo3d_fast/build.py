@@ -28,7 +28,7 @@ from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import CHANNELS, Splats
+from ddpo3d_fast.scene import Splats, moved_channels
 from ddpo3d_fast.schedule import Plan, calls_of
 from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import recorded
@@ -128,7 +128,8 @@ def guidances_of(
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
     if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
-        guidances.append(ScenePolicy(scorer, config, CHANNELS, prior.device, clock))
+        moved = moved_channels(wishes.policy_moves)
+        guidances.append(ScenePolicy(scorer, config, moved, prior.device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))

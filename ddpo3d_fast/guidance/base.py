@@ -48,8 +48,9 @@ class Movable(Protocol):
     def present(self) -> Tensor:
         """[R, 1]: 1, or 0 for rows that are not in use."""
 
-    def picture_of(self, offsets: Tensor, view: int) -> Tensor:
-        """[1, 3, S, S] in [0, 1], what one of the cameras sees of it changed by offsets [R, channels]."""
+    def pictures_of(self, phi: Tensor, actions: Tensor, moves: str) -> Tensor:
+        """[K, 2, 3, S, S] in [0, 1], what camera k mod V sees of it changed by phi [R, F] @ actions[k], of
+        actions [K, F, channels], and by the opposite. They are 0 but for what `moves` names."""
 
 
 class Seen(NamedTuple):

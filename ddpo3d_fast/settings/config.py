@@ -161,6 +161,9 @@ class Reward:
     policy_pairs: Annotated[int, Range(2, 1024)] = 32
     """pairs of opposite changes of the scene that --policy scene compares in a step, two pictures each for
     the reward, of the step's views in turn"""
+    policy_moves: Literal["colors", "all"] = "colors"
+    """what of the scene --policy scene changes: colours, which takes no rendering a picture and leaves shapes
+    to the prior; or opacities, scales and positions too"""
     policy_every: Annotated[int, Range(1, 100_000)] = 1
     """steps from one in which the policy asks the reward to the next, for rewards that take long; the scene
     policy goes on with what it knows in between"""

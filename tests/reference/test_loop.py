@@ -202,6 +202,9 @@ CASES = {
         prior=EPSILON,
     ),
     "scene policy": Case({"policy": "scene", "policy_pairs": 4}, estimated=True),
+    "scene policy of all numbers": Case(
+        {"policy": "scene", "policy_pairs": 4, "policy_moves": "all"}, estimated=True
+    ),
     "scene policy that asks now and then": Case(
         {"policy": "scene", "policy_pairs": 3, "policy_every": 3}, estimated=True, steps=4
     ),
