@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddpo3d_fast.control import Stopwatch
-from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import (
@@ -175,6 +175,11 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
     scored = pictures_scored(config)
     asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
     reward = make_reward(rewards, asked)
+    if not (wishes.policy_weight or reward.differentiable):
+        raise InputError(
+            f"--policy-weight: expected more than 0, got 0: {reward.name} has no gradient for the guide, so "
+            "that nothing would follow it (docs/rewards.md says how a function declares one)"
+        )
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
     return prior, reward
 

@@ -71,6 +71,8 @@ PROMPTS_AND_REWARDS = {
     f"{MUSHROOM} --baseline rewardsds --noises 3": "--noises: expected at least 4 for a policy gradient with",
     f"{MUSHROOM} --baseline rewardsds --policy ddim --noises 4": "--baseline: expected group or running with",
     f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",
+    f"{MUSHROOM} --reward jpeg --policy-weight 0": "--policy-weight: expected more than 0, got 0: jpeg has",
+    f"{MUSHROOM} --reward colour:blu": "--reward: colour: expected one of red, orange, yellow,",
     f"{MUSHROOM} --policy scene --policy-pairs 1": "--policy-pairs: expected a number from 2 to 1024, got 1",
     f"{MUSHROOM} --reward no_such_module:score": "--reward: no_such_module:score: no module",
 }
