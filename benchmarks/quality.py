@@ -55,10 +55,10 @@ SIZE = 64
 JUDGES = Path(__file__).parent / "judges"
 
 
-def held_out_views(asset: Gaussians) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures [8, 3, 64, 64] on white and coverage [8, 64, 64]; rendered at twice the size and averaged."""
+def held_out_views(asset: Gaussians, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures [8, 3, S, S] on white and coverage [8, S, S]; rendered at twice the size and averaged."""
     cameras = orbit(VIEWS, ELEVATION, START)
-    views = asset.render(cameras, 2 * SIZE, 2 * SIZE, torch.ones(VIEWS, 3))
+    views = asset.render(cameras, 2 * size, 2 * size, torch.ones(VIEWS, 3))
     pictures = torch.nn.functional.avg_pool2d(views.rgb.permute(0, 3, 1, 2), 2)
     return pictures.clamp(0, 1), torch.nn.functional.avg_pool2d(views.alpha[:, None], 2)[:, 0]
 

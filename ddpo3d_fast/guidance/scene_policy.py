@@ -26,6 +26,7 @@ FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
 DECAY = 0.9  # of the mean over steps
 DEVIATIONS = 3.0  # that the square of what is chance alone may be above its mean
+NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
 _TINY = 1e-6
 _NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
@@ -74,7 +75,9 @@ class ScenePolicy(Guidance):
         known = self.mean * signal(self.mean, self.variance)
         per_row = seen.scene.present.sum().clamp_min(1).sqrt()
         pull = phi @ known / ((phi @ self.mean).norm() / per_row + _NONE)
-        return Gradient(scene=-self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row})
+        return Gradient(
+            scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
+        )
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""
