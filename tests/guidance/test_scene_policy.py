@@ -12,6 +12,7 @@ from ddpo3d_fast.guidance.scene_policy import (
     BAND_OF,
     FIELDS,
     NORMS,
+    bands,
     fields,
     pair_advantages,
     score_function_gradient,
@@ -163,14 +164,14 @@ def test_waves_of_a_band_are_as_fine_as_its_number_says():
 
 def test_a_band_of_chance_has_no_signal_in_a_channel_and_a_sure_one_has_all():
     variance = torch.full((FIELDS, 1000), 0.04)
-    assert (signal(0.2 * normal(FIELDS, 1000), variance) > 0).float().mean() < 0.02
+    assert (signal(0.2 * normal(FIELDS, 1000), variance, bands()) > 0).float().mean() < 0.02
     mean, band = torch.zeros(FIELDS, 2), torch.tensor(BAND_OF)
     mean[band == 1, 1] = 1.0
-    sure = signal(mean + 1e-3, torch.full_like(mean, 1e-4))
+    sure = signal(mean + 1e-3, torch.full_like(mean, 1e-4), bands())
     assert (sure[band == 1, 1] > 0.99).all()
     assert (sure[band != 1] == 0).all()
     assert (sure[:, 0] == 0).all()
-    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1)).abs().max() == 0
+    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1), bands()).abs().max() == 0
 
 
 def test_the_pull_raises_what_the_reward_wants_and_leaves_the_rest():
