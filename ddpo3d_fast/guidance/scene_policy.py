@@ -26,6 +26,7 @@ FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
 DECAY = 0.9  # of the mean over steps
 DEVIATIONS = 3.0  # that the square of what is chance alone may be above its mean
+NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
 _TINY = 1e-6
 _NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
@@ -46,7 +47,7 @@ class ScenePolicy(Guidance):
         self.weight, self.pairs = config.reward.policy_weight, config.reward.policy_pairs
         self.shuffles, self.every = config.reward.shuffle_advantages, config.reward.policy_every
         self.moves = config.reward.policy_moves
-        self.channels = channels.to(device)
+        self.channels, self.bands = channels.to(device), bands(device)
         deviations = torch.tensor(BANDS, device=device).repeat_interleave(WAVES)
         self.waves = deviations * philox_normal((3, len(deviations)), self.seed, ACTION_STREAM, device)
         self.mean, self.variance = torch.zeros(2, FIELDS, len(channels), device=device).unbind()
@@ -71,10 +72,12 @@ class ScenePolicy(Guidance):
         assert seen.scene is not None, "the scene policy moves a scene"
         phi = fields(seen.scene.positions, self.waves) * seen.scene.present
         metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
-        known = self.mean * signal(self.mean, self.variance)
+        known = self.mean * signal(self.mean, self.variance, self.bands)
         per_row = seen.scene.present.sum().clamp_min(1).sqrt()
         pull = phi @ known / ((phi @ self.mean).norm() / per_row + _NONE)
-        return Gradient(scene=-self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row})
+        return Gradient(
+            scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
+        )
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""
@@ -129,16 +132,19 @@ def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor
     return terms.mean(0), terms.var(0) / len(terms)
 
 
-def signal(mean: Tensor, variance: Tensor) -> Tensor:
+def bands(device: torch.device | str = "cpu") -> Tensor:
+    """[F, B] 1 where a field is of a band, else 0."""
+    return torch.nn.functional.one_hot(torch.tensor(BAND_OF)).float().to(device)
+
+
+def signal(mean: Tensor, variance: Tensor, inside: Tensor) -> Tensor:
     """[F, C] what of an estimate [F, C] of this variance is no chance, 0 to 1, the same for the fields of a
-    band in a channel.
+    band in a channel; `inside` [F, B] are the bands.
 
     The positive part of 1 - chance variance / square (James and Stein 1961), with sums over the band, so that
     a channel gets nothing in a band in which the reward says nothing of it. `chance` is 1 and DEVIATIONS
     deviations of the square of so many fields of chance, relative to its mean.
     """
-    band = torch.tensor(BAND_OF, device=mean.device)
-    inside = torch.nn.functional.one_hot(band).to(mean.dtype)  # [F, B]
     chance = 1 + DEVIATIONS * (2 / inside.sum(0)).sqrt()
     square, expected = inside.T @ mean.square(), chance[:, None] * (inside.T @ variance)
     return inside @ ((square - expected).clamp_min(0) / (square + _NONE))

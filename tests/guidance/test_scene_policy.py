@@ -11,6 +11,8 @@ from ddpo3d_fast.guidance import Gradient, ScenePolicy, Seen
 from ddpo3d_fast.guidance.scene_policy import (
     BAND_OF,
     FIELDS,
+    NORMS,
+    bands,
     fields,
     pair_advantages,
     score_function_gradient,
@@ -164,24 +166,24 @@ def test_waves_of_a_band_are_as_fine_as_its_number_says():
 
 def test_a_band_of_chance_has_no_signal_in_a_channel_and_a_sure_one_has_all():
     variance = torch.full((FIELDS, 1000), 0.04)
-    assert (signal(0.2 * normal(FIELDS, 1000), variance) > 0).float().mean() < 0.02
+    assert (signal(0.2 * normal(FIELDS, 1000), variance, bands()) > 0).float().mean() < 0.02
     mean, band = torch.zeros(FIELDS, 2), torch.tensor(BAND_OF)
     mean[band == 1, 1] = 1.0
-    sure = signal(mean + 1e-3, torch.full_like(mean, 1e-4))
+    sure = signal(mean + 1e-3, torch.full_like(mean, 1e-4), bands())
     assert (sure[band == 1, 1] > 0.99).all()
     assert (sure[band != 1] == 0).all()
     assert (sure[:, 0] == 0).all()
-    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1)).abs().max() == 0
+    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1), bands()).abs().max() == 0
 
 
 def test_the_pull_raises_what_the_reward_wants_and_leaves_the_rest():
     pulls, metrics = steered(first_channel)
     assert all(pull.shape == (ROWS, CHANNELS) for pull in pulls)
     last = -pulls[-1]  # a gradient is of a loss
-    assert last[:-1, 0].mean() > 0.3
+    assert last[:-1, 0].mean() > 0.3 * NORMS
     assert last[:, 1:].norm() < 0.1 * last.norm()
     assert (last[-1] == 0).all()  # a row that is not in use
-    lengths = last[:-1].norm(dim=1)
+    lengths = last[:-1].norm(dim=1) / NORMS
     assert 0.25 < lengths.square().mean() <= 1
     assert metrics[-1]["signal"] == pytest.approx(float(lengths.square().mean().sqrt()), rel=1e-5)
     assert metrics[-1]["advantage_spread"] > 0
@@ -214,7 +216,7 @@ def test_a_reward_that_says_nothing_does_nothing(answer):
         "shuffled": first_channel,
     }
     pulls, _ = steered(functions[answer], 100, shuffle_advantages=answer == "shuffled")
-    lengths = torch.stack([pull.norm() for pull in pulls]) / math.sqrt(ROWS)
+    lengths = torch.stack([pull.norm() for pull in pulls]) / math.sqrt(ROWS) / NORMS
     assert lengths.mean() < (1e-12 if answer == "the same" else 0.05)
 
 
