@@ -32,6 +32,7 @@ usage: ddpo3d-fast COMMAND [OPTIONS]
 
 commands:
   generate    make a 3D asset from a prompt
+  batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
@@ -41,6 +42,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
   ddpo3d-fast engines list
 
 Each command has its own --help; --help-all shows every setting. --version prints the version.
@@ -123,7 +125,13 @@ def _fallbacks_shown(quiet: bool, say: Callable[[str], None] | None = None) -> I
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "render": _render, "info": _info, "engines": _engines}
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "generate": _generate,
+        "batch": _batch,
+        "render": _render,
+        "info": _info,
+        "engines": _engines,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -142,8 +150,7 @@ def _run(words: list[str]) -> int:
         option, equals, value = word.partition("=")
         given = (option, value) if equals and option.startswith("--") else (before, word)
         check_text(given[0] if given[0].startswith("--") else words[0], given[1])
-    commands[words[0]](words[1:])
-    return 0
+    return commands[words[0]](words[1:]) or 0
 
 
 def _generate(words: list[str]) -> None:
@@ -205,6 +212,15 @@ def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
         parts = sorted(result.seconds.items(), key=lambda part: -part[1])
         text = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts if name != "total")
         logging.getLogger("ddpo3d_fast").info("seconds: %s", text)
+
+
+def _batch(words: list[str]) -> int:
+    from ddpo3d_fast.arguments import Batch, parse
+
+    settings = parse(Batch, words)
+    from ddpo3d_fast.batch import batch
+
+    return batch(settings, _style(settings.quiet, settings.json, settings.verbose))
 
 
 def _render(words: list[str]) -> None:
