@@ -23,9 +23,9 @@ from ddpo3d_fast.run import read_config
 from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
-_KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
+_KEPT_ON_RESUME = ("--resume", "--steps", "--view", "--port", "--quiet", "--json", "--verbose")
 # What a command takes without an option's name, and what it is called where it is missing.
-_POSITIONAL = {"asset": "one ply file", "prompts": "one file of prompts"}
+_POSITIONAL = {"asset": "one ply file", "prompts": "one file of prompts", "path": "one file or folder"}
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -39,6 +39,10 @@ class Generate(Config):
     """folder of a run to go on with; of its settings only --steps may change"""
     overwrite: _Switch = False
     """overwrite a run with other settings in the folder of --output"""
+    view: _Switch = False
+    """show the Gaussians in the browser while they are made, with a button that does what Ctrl-C does"""
+    port: Annotated[int, Range(0, 65535)] = 8080
+    """port on 127.0.0.1 of the page of --view; 0 for any that is free"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False
@@ -52,7 +56,7 @@ EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
     *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
-    *("overwrite", "json", "quiet", "verbose"),
+    *("overwrite", "view", "json", "quiet", "verbose"),
 )
 
 
@@ -109,6 +113,20 @@ class Batch:
     """print nothing but the runs that failed"""
     json: _Switch = False
     """print one JSON object a run, and a last one with counts and files, to stdout"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class View:
+    """Shows an asset, a mesh, a run or a folder of runs in a browser of this machine, until Ctrl-C."""
+
+    path: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PATH")]]
+    """Gaussian splat, mesh (.glb, .obj, .ply), folder of a run, or folder of runs to choose from"""
+    port: Annotated[int, Range(0, 65535)] = 8080
+    """port on 127.0.0.1; 0 for any that is free"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing, not even the address"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -194,6 +212,11 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast batch prompts.txt --address 10.0.0.1:6379 --output /shared/outputs
 
 docs/running.md shows a list of runs in YAML.
+""",
+    View: """examples:
+  ddpo3d-fast view outputs
+  ddpo3d-fast view outputs/a-red-mushroom-0/asset.ply --port 9000
+  ddpo3d-fast view scan.ply
 """,
     Info: """examples:
   ddpo3d-fast info

@@ -22,8 +22,8 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, 
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
-    from ddpo3d_fast.generate import Result
-    from ddpo3d_fast.progress import Style
+    from ddpo3d_fast.generate import AfterStep, Result
+    from ddpo3d_fast.progress import Progress, Style
     from ddpo3d_fast.settings import Config
 
 HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
@@ -34,6 +34,7 @@ commands:
   generate    make a 3D asset from a prompt
   batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
+  view        an asset, a mesh or a folder of runs in the browser
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
 
@@ -129,6 +130,7 @@ def _run(words: list[str]) -> int:
         "generate": _generate,
         "batch": _batch,
         "render": _render,
+        "view": _view,
         "info": _info,
         "engines": _engines,
     }
@@ -173,8 +175,9 @@ def _generate(words: list[str]) -> None:
 
     progress = Progress(_style(settings.quiet, settings.json, settings.verbose))
     try:
-        with _fallbacks_shown(settings.quiet, progress.say):
-            result = generate(config, folder, progress, resume=settings.resume is not None)
+        with _fallbacks_shown(settings.quiet, progress.say), _shown(settings, progress) as after_step:
+            resume = settings.resume is not None
+            result = generate(config, folder, progress, resume, after_step=after_step)
     except KeyboardInterrupt:
         progress.close()
         if progress.step == 0:
@@ -184,6 +187,21 @@ def _generate(words: list[str]) -> None:
     finally:
         progress.close()
     _say_done(result, settings.quiet, settings.json)
+
+
+@contextlib.contextmanager
+def _shown(settings: Generate, progress: Progress) -> Iterator[AfterStep | None]:
+    """With --view a page of the run, while it lasts."""
+    if not settings.view:
+        yield None
+        return
+    from ddpo3d_fast.settings import check_values
+    from ddpo3d_fast.view import LiveView
+
+    check_values(settings)
+    with contextlib.closing(LiveView(settings.port)) as page:
+        progress.tell({"stage": "view", "message": f"{page.url} shows the run", "url": page.url})
+        yield page
 
 
 def _with_steps(config: Config, settings: Generate, words: list[str]) -> Config:
@@ -228,6 +246,15 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _view(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import View, parse
+
+    settings = parse(View, words)
+    from ddpo3d_fast.view import view
+
+    view(settings, (lambda line: None) if settings.quiet else functools.partial(print, flush=True))
 
 
 def _info(words: list[str]) -> None:

@@ -28,7 +28,7 @@ from ddpo3d_fast.step import Tensors
 
 CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
 AfterStep = Callable[[Run], bool]
-"""Sees a run after each step that is to be followed by another; whether it is to end there, as on Ctrl-C"""
+"""Sees a run after each step; whether it is to end there, as on Ctrl-C"""
 
 
 @dataclass
@@ -105,7 +105,7 @@ def make_steps(run: Run, after_step: AfterStep | None = None) -> int:
                 except InputError as error:
                     warnings.warn(f"{error}; the run goes on", FallbackWarning, stacklevel=2)
                 saved = time.perf_counter()
-            if following is not None and after_step is not None and after_step(run):
+            if after_step is not None and after_step(run):
                 break
     return last
 

@@ -41,18 +41,19 @@ def cluster(address: str | None) -> Iterator[Any]:
         options |= {"include_dashboard": False, "address": "local"}
     else:
         options["address"] = address
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        if address is None:
-            raise
-        raise InputError(
-            f"--address: expected a Ray cluster, got {address!r} ({first_line(error)})"
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    # Whatever it is told, Ray prints of dead workers to stdout, which may be JSON.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            if address is None:
+                raise
+            expected = f"--address: expected a Ray cluster, got {address!r}"
+            raise InputError(f"{expected} ({first_line(error)})") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 @dataclass

@@ -26,6 +26,7 @@ class Teller:
 
     def __init__(self, style: Style, summary: Summary) -> None:
         self.style, self.summary = style, summary
+        self._stdout = sys.stdout  # Ray writes to what is in its place later
         self._bar: Any = None
         self._began = time.perf_counter()
         self._asked = self._written = 0.0
@@ -59,7 +60,9 @@ class Teller:
         self.summary.note(job, outcome)
         row, name = self.summary.rows[job.folder], f"{job.config.prompt!r}, seed {job.config.seed}"
         if self.style == "json":
-            print(json.dumps({"stage": "run", "where": job.where, **vars(row)}), flush=True)
+            print(
+                json.dumps({"stage": "run", "where": job.where, **vars(row)}), file=self._stdout, flush=True
+            )
         for warning in outcome.warnings:
             if self.style != "quiet" and warning not in self._told_warnings:
                 self._told_warnings.add(warning)
@@ -99,7 +102,9 @@ class Teller:
         done, failed, count = self.summary.count("done"), self.summary.count("failed"), len(self.summary.rows)
         if self.style == "json":
             facts = {"stage": "done", "runs": count, "done": done, "failed": failed, "seconds": seconds}
-            print(json.dumps({**facts, "files": [str(path) for path in files]}), flush=True)
+            print(
+                json.dumps({**facts, "files": [str(path) for path in files]}), file=self._stdout, flush=True
+            )
         elif self.style != "quiet":
             names = ", ".join(path.name for path in files)
             print(f"{self.summary.output}: {done} of {count} runs done in {seconds:.1f} s: {names}")
