@@ -381,8 +381,8 @@ def _explain(kind: type, words: Sequence[str]) -> str:
 def _expectation(hint: Any) -> tuple[str, Any]:
     """What a value of this type is called, and what turns a word into it or raises ValueError."""
     kinds = (hint, *get_args(hint))
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(get_args(hint))}", get_args(hint).index
+    if choices := [str(name) for part in kinds if get_origin(part) is Literal for name in get_args(part)]:
+        return f"one of {', '.join(choices)}", choices.index
     if int in kinds:
         return "whole numbers" if get_origin(hint) is tuple else "a whole number", int
     if float in kinds:

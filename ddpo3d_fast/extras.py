@@ -13,7 +13,7 @@ from ddpo3d_fast.errors import InputError, first_line
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {"tensorrt": "tensorrt", "onnx": "onnx", "onnxscript": "onnxscript"},
     "cluster": {"ray": "ray"},
-    "viewer": {"viser": "viser", "trimesh": "trimesh"},
+    "viewer": {"viser": "viser"},
 }
 
 
@@ -26,14 +26,15 @@ def load(extra: str, module: str, purpose: str) -> ModuleType:
     """A module that an extra brings. Raises InputError, one line that begins with `purpose` and says how to
     install the extra, where a package of it is missing or cannot be imported."""
     if lacking := missing(extra):
-        raise InputError(f"{purpose}: needs {', '.join(lacking)}: {_command(extra)}")
+        raise InputError(f"{purpose}: needs {', '.join(lacking)}: {command(extra)}")
     try:
         return importlib.import_module(module)
     except Exception as error:  # what a package raises whose parts do not fit
         raise InputError(
-            f"{purpose}: cannot import {module} ({first_line(error)}): {_command(extra)}"
+            f"{purpose}: cannot import {module} ({first_line(error)}): {command(extra)}"
         ) from error
 
 
-def _command(extra: str) -> str:
+def command(extra: str) -> str:
+    """What installs an extra."""
     return f"pip install 'ddpo3d-fast[{extra}]'"

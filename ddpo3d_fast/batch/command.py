@@ -34,9 +34,9 @@ def batch(settings: Batch, style: Style) -> int:
     check_values(settings)
     if settings.quiet and settings.json:
         raise InputError("--quiet: expected no --json beside it")
-    extras.load("cluster", "ray", "batch")
     output = settings.output or Path("outputs") / settings.prompts.stem
     jobs = read_jobs(settings.prompts, output, settings.preset, settings.seeds)
+    extras.load("cluster", "ray", "batch")
     check_writable(output)
     with _claimed(output), Teller(style, Summary(output, jobs)) as teller:
         left = []
