@@ -20,7 +20,7 @@ from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.help import show_help
 from ddpo3d_fast.run import read_config
-from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
+from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag, renamed
 
 Settings = TypeVar("Settings")
 _KEPT_ON_RESUME = ("--resume", "--steps", "--view", "--port", "--quiet", "--json", "--verbose")
@@ -363,7 +363,7 @@ def _explain(kind: type, words: Sequence[str]) -> str:
             try:
                 convert(given)
             except ValueError:
-                return f"{name}: expected {expected}, got {given!r}"
+                return f"{name}: expected {expected}, got {given!r}{renamed(given)}"
         if not values:
             return f"{name}: expected {expected}, got nothing"
     for name, expected in _POSITIONAL.items():
