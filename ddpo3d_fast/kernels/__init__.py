@@ -6,6 +6,7 @@ Needs torch, numpy and the extension only.
 from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
+from .density import gaussian_density
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterizer import (
@@ -30,6 +31,7 @@ __all__ = [
     "build_info",
     "csd_mixture",
     "denoise_action",
+    "gaussian_density",
     "get_num_threads",
     "guidance_rescale",
     "mixed_residual",

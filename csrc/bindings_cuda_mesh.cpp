@@ -1,0 +1,27 @@
+// pybind11 bindings of the CUDA way from Gaussians to meshes: addresses, sizes and a stream in, nothing else.
+#include "bindings_mesh.h"
+
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+using namespace ddpo3d_fast;
+
+void bind_cuda_mesh(py::module_ &module) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using Address = uintptr_t;
+
+  module.def("density_workspace_bytes", &density_workspace_bytes, py::arg("num_gaussians"));
+
+  module.def(
+      "gaussian_density_cuda",
+      [](int64_t num_gaussians, Address means, Address quats, Address scales, Address opacities,
+         float dilation, const std::array<double, 3> &origin, double cell, const std::array<int64_t, 3> &size,
+         Address density, Address workspace, Address cuda_stream) {
+        gaussian_density_cuda(density_params(num_gaussians, means, quats, scales, opacities, dilation, origin,
+                                             cell, size, density),
+                              pointer<void>(workspace), pointer<void>(cuda_stream));
+      },
+      py::kw_only(), py::arg("num_gaussians"), py::arg("means"), py::arg("quats"), py::arg("scales"),
+      py::arg("opacities"), py::arg("dilation"), py::arg("origin"), py::arg("cell"), py::arg("size"),
+      py::arg("density"), py::arg("workspace"), py::arg("cuda_stream"), release());
+}
