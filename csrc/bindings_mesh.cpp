@@ -22,4 +22,28 @@ void bind_mesh(py::module_ &module) {
       py::kw_only(), py::arg("num_gaussians"), py::arg("means"), py::arg("quats"), py::arg("scales"),
       py::arg("opacities"), py::arg("dilation"), py::arg("origin"), py::arg("cell"), py::arg("size"),
       py::arg("density"), release());
+
+  bind_mesh_params(module);
+
+  module.def(
+      "rasterize_triangles",
+      [](const TriangleParams &params, Address triangle, Address barycentrics, Address depth) {
+        rasterize_triangles(params, triangle_outputs(triangle, barycentrics, depth));
+      },
+      py::kw_only(), py::arg("params"), py::arg("triangle"), py::arg("barycentrics"), py::arg("depth"),
+      release());
+
+  module.def(
+      "sample_texture",
+      [](const TextureParams &params, Address texture, Address rgb) {
+        sample_texture(params, pointer<const float>(texture), pointer<float>(rgb));
+      },
+      py::kw_only(), py::arg("params"), py::arg("texture"), py::arg("rgb"), release());
+
+  module.def(
+      "sample_texture_backward",
+      [](const TextureParams &params, Address grad_rgb, Address grad_texture) {
+        sample_texture_backward(params, pointer<const float>(grad_rgb), pointer<float>(grad_texture));
+      },
+      py::kw_only(), py::arg("params"), py::arg("grad_rgb"), py::arg("grad_texture"), release());
 }

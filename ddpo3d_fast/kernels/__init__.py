@@ -17,6 +17,7 @@ from .rasterizer import (
     rasterize_backward,
     rasterize_forward,
 )
+from .triangles import TriangleHits, rasterize_triangles, sample_texture, sample_texture_backward
 
 __all__ = [
     "AdamGroup",
@@ -25,6 +26,7 @@ __all__ = [
     "RasterizeState",
     "TileCapacity",
     "TooManyEntries",
+    "TriangleHits",
     "adam",
     "adam_groups",
     "add_noise",
@@ -40,6 +42,9 @@ __all__ = [
     "rasterize",
     "rasterize_backward",
     "rasterize_forward",
+    "rasterize_triangles",
+    "sample_texture",
+    "sample_texture_backward",
     "score_residual",
     "set_num_threads",
 ]

@@ -26,8 +26,8 @@ def gaussian_density(
     dilation: float = 0.0,
 ) -> Tensor:
     """Sum of opacity exp(-1/2 d^T Sigma^-1 d) over all Gaussians, at the points of a grid (DreamGaussian,
-    arXiv 2309.16653, eq. 4). Each counts where it is 1/255 or more, as for `rasterize`, so a point costs what is
-    near it. No gradients.
+    arXiv 2309.16653, eq. 4). Each counts where it is 1/255 or more, as for `rasterize`, so a point costs what
+    is near it. No gradients.
 
     The same to the bit for any number of threads. A Gaussian with a number that is not finite, a quaternion
     of zero or no thickness, where `dilation` gives it none, counts nowhere.

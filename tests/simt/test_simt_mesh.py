@@ -19,8 +19,20 @@ from kernels.test_density import (  # noqa: F401
     test_nothing_gives_nothing,
     test_the_density_equals_the_oracle,
 )
+from kernels.test_triangles import (  # noqa: F401
+    SIZE,
+    soup,
+    test_neighbours_leave_no_gap,
+    test_samples_and_their_gradient_equal_torchs,
+    test_what_is_behind_a_camera_or_not_finite_is_not_drawn,
+    test_what_pixels_see_equals_the_oracle,
+    textured,
+)
+from kernels.test_triangles import (
+    test_nothing_gives_nothing as test_no_triangle_gives_nothing,  # noqa: F401
+)
 
-from ddpo3d_fast.kernels import _backend, gaussian_density
+from ddpo3d_fast.kernels import _backend, gaussian_density, rasterize_triangles, sample_texture_backward
 
 from .build import load, run_sanitized
 
@@ -54,11 +66,29 @@ def test_no_density_depends_on_the_order_of_threads_or_blocks(simt: ModuleType) 
         assert torch.equal(gaussian_density(**scene, **grid), expected)
 
 
+def test_two_runs_of_triangles_and_textures_agree_to_the_bit_in_any_order(simt: ModuleType) -> None:
+    texture, where = textured()
+    weights = torch.randn(*where["triangles"].shape, 3)
+
+    def run() -> list[torch.Tensor]:
+        hits = rasterize_triangles(**soup(), width=SIZE[0], height=SIZE[1])
+        return [*hits, sample_texture_backward(weights, *texture.shape[:2], **where)]
+
+    expected = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "uses_cuda", lambda device, name="": False)
+        patch.setattr(_backend, "backend", lambda device: _backend._C)
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))  # the CPU backend's bits
+    for order in ORDERS:
+        simt.set_order(*order)
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+
+
 SANITIZED = """
 import torch
 torch.set_num_threads(1)
 from simt import build
-from kernels import test_density
+from kernels import test_density, test_triangles
 from ddpo3d_fast import kernels
 from ddpo3d_fast.kernels import _backend
 module = build.load("sanitized")
@@ -66,6 +96,10 @@ _backend.uses_cuda = lambda device, name="device": True
 _backend.backend = lambda device: module
 module.set_order(1, "interleaved")
 kernels.gaussian_density(**test_density.cloud(600), **test_density.GRID | {"size": (9, 8, 10)})
+kernels.rasterize_triangles(**test_triangles.soup(), width=44, height=39)
+texture, where = test_triangles.textured()
+kernels.sample_texture(texture, **where)
+kernels.sample_texture_backward(torch.ones(2, 39, 44, 3), 16, 9, **where)
 print("clean")
 """
 
