@@ -23,7 +23,7 @@ from ddpo3d_fast.run import read_config
 from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
-_KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
+_KEPT_ON_RESUME = ("--resume", "--steps", "--mesh", "--quiet", "--json", "--verbose")
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -37,6 +37,8 @@ class Generate(Config):
     """folder of a run to go on with; of its settings only --steps may change"""
     overwrite: _Switch = False
     """overwrite a run with other settings in the folder of --output"""
+    mesh: _Switch = False
+    """make a textured mesh of the asset, too: mesh.glb, as the command mesh does by default"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False
@@ -50,7 +52,7 @@ EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
     *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
-    *("overwrite", "json", "quiet", "verbose"),
+    *("mesh", "overwrite", "json", "quiet", "verbose"),
 )
 
 
@@ -79,6 +81,29 @@ class Render:
     """colour behind the scene: a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False
     """write every view as a png of its own, in a folder"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Makes a textured mesh of a Gaussian splat, or of the one in a run's folder."""
+
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|PLY")]]
+    """folder of a run, or 3D Gaussian splat of this program or another"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """FILE.glb, FILE.obj (with .mtl and .png) or FILE.ply to write (default: mesh.glb in the folder of the
+    run, NAME-mesh.glb beside a file)"""
+    faces: Annotated[int, Range(100, 1_000_000)] = 12000
+    """triangles at most"""
+    texture_size: Annotated[int, Range(64, 8192)] = 1024
+    """side of the texture, in texels"""
+    resolution: Annotated[int, Range(24, 768)] = 192
+    """points of the grid that the surface is found on, along its longest side"""
+    refine_steps: Annotated[int, Range(0, 100_000)] = 0
+    """steps that refine the texture with the prior and the reward of the run; 0: none"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -157,6 +182,11 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast render asset.ply --output sheet.png --views 12 --background 0.2,0.2,0.2
   ddpo3d-fast render asset.ply --stills --size 1024 --elevation 30
 """,
+    Mesh: """examples:
+  ddpo3d-fast mesh outputs/a-red-mushroom-0
+  ddpo3d-fast mesh outputs/a-red-mushroom-0 --refine-steps 50
+  ddpo3d-fast mesh scan.ply --output scan.obj --faces 30000 --texture-size 2048
+""",
     Info: """examples:
   ddpo3d-fast info
   ddpo3d-fast info --json
@@ -173,6 +203,10 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast engines clear
 """,
 }
+
+
+# What a command takes besides options.
+_ASSETS: dict[type, str] = {Render: "ply file", Mesh: "ply file or folder of a run"}
 
 
 def parse(kind: type[Settings], words: Sequence[str], default: Settings | None = None) -> Settings:
@@ -299,10 +333,10 @@ def _explain(kind: type, words: Sequence[str]) -> str:
                 return f"{name}: expected {expected}, got {given!r}"
         if not values:
             return f"{name}: expected {expected}, got nothing"
-    if kind is not Render and strays:
+    if kind not in _ASSETS and strays:
         return f"{strays[0]}: expected only options that begin with --; quote a prompt of several words"
-    if kind is Render and len(strays) != 1:
-        return f"asset: expected one ply file, got {' and '.join(strays) or 'none'}"
+    if kind in _ASSETS and len(strays) != 1:
+        return f"asset: expected one {_ASSETS[kind]}, got {' and '.join(strays) or 'none'}"
     return ""
 
 

@@ -33,6 +33,7 @@ usage: ddpo3d-fast COMMAND [OPTIONS]
 commands:
   generate    make a 3D asset from a prompt
   render      turntable, contact sheet or stills of a Gaussian splat
+  mesh        textured mesh (glb, obj, ply) of a run or a Gaussian splat
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
 
@@ -41,6 +42,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast mesh outputs/a-red-mushroom-0
   ddpo3d-fast engines list
 
 Each command has its own --help; --help-all shows every setting. --version prints the version.
@@ -123,7 +125,7 @@ def _fallbacks_shown(quiet: bool, say: Callable[[str], None] | None = None) -> I
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "render": _render, "info": _info, "engines": _engines}
+    commands = {"generate": _generate, "render": _render, "mesh": _mesh, "info": _info, "engines": _engines}
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -212,6 +214,17 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _mesh(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Mesh, parse
+
+    settings = parse(Mesh, words)
+    from ddpo3d_fast.mesh import mesh
+
+    path = mesh(settings)
+    if not settings.quiet:
+        print(path)
 
 
 def _info(words: list[str]) -> None:
