@@ -23,7 +23,7 @@ from ddpo3d_fast.run import read_config
 from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
-_KEPT_ON_RESUME = ("--resume", "--steps", "--mesh", "--quiet", "--json", "--verbose")
+_KEPT_ON_RESUME = ("--resume", "--steps", "--mesh", "--refine-steps", "--quiet", "--json", "--verbose")
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -38,7 +38,9 @@ class Generate(Config):
     overwrite: _Switch = False
     """overwrite a run with other settings in the folder of --output"""
     mesh: _Switch = False
-    """make a textured mesh of the asset, too: mesh.glb, as the command mesh does by default"""
+    """make a textured mesh of the asset, too: mesh.glb, by the defaults of the command mesh"""
+    refine_steps: Annotated[int, Range(0, 100_000)] = 0
+    """steps that refine the texture of --mesh by the run's prior and reward; 0: none"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False
@@ -101,7 +103,7 @@ class Mesh:
     resolution: Annotated[int, Range(24, 768)] = 192
     """points of the grid that the surface is found on, along its longest side"""
     refine_steps: Annotated[int, Range(0, 100_000)] = 0
-    """steps that refine the texture with the prior and the reward of the run; 0: none"""
+    """steps that refine the texture by the prior and the reward of the run; 0: none"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False

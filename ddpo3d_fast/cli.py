@@ -23,6 +23,7 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
     from ddpo3d_fast.generate import Result
+    from ddpo3d_fast.journal import Observer
     from ddpo3d_fast.progress import Style
     from ddpo3d_fast.settings import Config
 
@@ -155,6 +156,7 @@ def _generate(words: list[str]) -> None:
     from ddpo3d_fast.run import RunFolder
 
     settings = generate_settings(words)
+    _check_mesh(settings)
     if settings.resume is not None:
         folder = RunFolder.open(settings.resume)
         config = validate(_with_steps(folder.config, settings, words))
@@ -178,7 +180,26 @@ def _generate(words: list[str]) -> None:
         raise KeyboardInterrupt(made) from None
     finally:
         progress.close()
+    if settings.mesh:
+        from ddpo3d_fast.mesh import with_mesh
+
+        with _progress(settings.quiet, settings.json, settings.verbose) as observer:
+            result = with_mesh(result, settings.refine_steps, observer)
     _say_done(result, settings.quiet, settings.json)
+
+
+def _check_mesh(settings: Generate) -> None:
+    """What a mesh needs, before a run begins that is to have one."""
+    if settings.mesh or settings.refine_steps:
+        from ddpo3d_fast.settings import check_values
+
+        check_values(settings)
+    if settings.refine_steps and not settings.mesh:
+        raise InputError(f"--refine-steps: expected --mesh with it, got {settings.refine_steps} alone")
+    if settings.mesh:
+        from ddpo3d_fast.mesh import check_packages
+
+        check_packages("--mesh")
 
 
 def _with_steps(config: Config, settings: Generate, words: list[str]) -> Config:
@@ -194,6 +215,19 @@ def _style(quiet: bool, as_json: bool, verbose: bool) -> Style:
     if quiet or as_json:
         return "quiet" if quiet else "json"
     return "bar" if sys.stderr.isatty() and not verbose else "lines"
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, as_json: bool, verbose: bool) -> Iterator[Observer]:
+    """Shows what it is told, and what has to be done without."""
+    from ddpo3d_fast.progress import Progress
+
+    progress = Progress(_style(quiet, as_json, verbose))
+    try:
+        with _fallbacks_shown(quiet, progress.say):
+            yield progress
+    finally:
+        progress.close()
 
 
 def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
@@ -222,7 +256,8 @@ def _mesh(words: list[str]) -> None:
     settings = parse(Mesh, words)
     from ddpo3d_fast.mesh import mesh
 
-    path = mesh(settings)
+    with _progress(settings.quiet, False, settings.verbose) as observer:
+        path = mesh(settings, observer)
     if not settings.quiet:
         print(path)
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         return Result(folder.path, [*files, *folder.files()], dict(clock.seconds) | {"total": clock.total()})
 
 
-def make_steps(run: Run) -> int:
+def make_steps(run: Run[Any]) -> int:
     """Makes the steps that are left, until Ctrl-C, and saves now and then; returns the number of the last."""
     last, saved, following = run.first - 1, time.perf_counter(), run.prepare(run.first)
     with deferred_interrupt() as interrupted:
@@ -86,7 +87,7 @@ def make_steps(run: Run) -> int:
                 for tensor, was in before:
                     tensor.copy_(was)
             last = step.number
-            run.journal.note(step, numbers, len(run.scene.gaussians), run.clock.total())
+            run.journal.note(step, numbers, len(run.scene), run.clock.total())
             late = time.perf_counter() - saved >= CHECKPOINT_SECONDS
             if following is not None and not interrupted() and (late or last % CHECKPOINT_EVERY == 0):
                 try:
@@ -99,7 +100,7 @@ def make_steps(run: Run) -> int:
 
 
 def advance(
-    run: Run, rendered: int, picture: int, variants: tuple[Hashable, ...], inputs: Tensors
+    run: Run[Any], rendered: int, picture: int, variants: tuple[Hashable, ...], inputs: Tensors
 ) -> Tensors:
     """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
     with run.clock("render"):

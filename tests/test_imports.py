@@ -15,6 +15,7 @@ LEVELS = (
     ("__main__", "training"),
     ("cli",),
     ("render", "mesh"),
+    ("refine",),
     ("arguments", "progress", "generate"),
     ("build",),
     ("run", "control", "graphs", "schedule", "export", "journal"),

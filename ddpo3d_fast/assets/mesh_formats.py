@@ -10,6 +10,7 @@ from ddpo3d_fast.assets.mesh import Mesh
 from ddpo3d_fast.assets.mesh_text import write_mesh_ply, write_obj
 from ddpo3d_fast.errors import choose
 
+RUN_MESH = "mesh.glb"  # in the folder of a run that has one
 # By the file's suffix. Each writes its file atomically; the same mesh gives the same bytes.
 MESH_FORMATS: dict[str, Callable[[Path, Mesh], None]] = {
     ".glb": write_glb,

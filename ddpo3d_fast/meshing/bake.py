@@ -88,22 +88,28 @@ def seen_colors(gaussians: Gaussians, surface: Surface, texels: Texels) -> tuple
 def filled(texels: Texels, colors: Tensor, known: Tensor, size: int) -> Tensor:
     """[size, size, 3]: unknown texels as the nearest known one in space, the others of the texture as the
     nearest one on it. Grey where nothing is known."""
-    from scipy.ndimage import distance_transform_edt
     from scipy.spatial import cKDTree
 
-    texture = torch.full((size * size, 3), 0.5)
     if not bool(known.any()):
-        return texture.view(size, size, 3)
+        return torch.full((size, size, 3), 0.5)
     if not bool(known.all()):
         unknown, sources = (~known).nonzero()[:, 0], known.nonzero()[:, 0]
         sources = sources[:: max(1, len(sources) // 50_000)]
         tree = cKDTree(texels.positions[sources].numpy())
         colors = colors.clone()
         colors[unknown] = colors[sources[tree.query(texels.positions[unknown].numpy())[1]]]
-    texture[texels.places] = colors
+    return with_gutters(colors, texels.places, size)
+
+
+def with_gutters(colors: Tensor, places: Tensor, size: int) -> Tensor:
+    """[size, size, 3] with colours [M, 3] at places [M], and in between what is nearest."""
+    from scipy.ndimage import distance_transform_edt
+
     empty = np.ones(size * size, bool)
-    empty[texels.places.numpy()] = False
+    empty[places.numpy()] = False
     rows, columns = distance_transform_edt(
         empty.reshape(size, size), return_distances=False, return_indices=True
     )
+    texture = torch.zeros(size * size, 3)
+    texture[places] = colors
     return texture.view(size, size, 3)[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]

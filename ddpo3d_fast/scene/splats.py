@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ddpo3d_fast.kernels import TileCapacity
+from ddpo3d_fast.scene.base import Verdict
 from ddpo3d_fast.scene.cameras import Cameras
 from ddpo3d_fast.scene.densification import Densification, ScreenGradients
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
@@ -16,13 +17,11 @@ from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.moved import Moved
 from ddpo3d_fast.scene.relocation import Relocation
+from ddpo3d_fast.scene.units import CHANNELS
 from ddpo3d_fast.settings import Scene
 from ddpo3d_fast.step import Step, Tensors
 
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
-
-Verdict = Literal["kept", "changed", "again"]
-"""Of a step: graphs stay valid; they are to be captured anew; they are, and the step is to be repeated"""
 
 
 class Strategy(Protocol):
@@ -60,6 +59,8 @@ class Splats:
     """The scene of a run. It changes in place, so that CUDA graphs find it where it was, but where a method
     says otherwise."""
 
+    channels = CHANNELS
+
     def __init__(self, settings: Scene, seed: int, device: torch.device | str = "cpu") -> None:
         self.settings, self.rates = settings, learning_rates(settings)
         self.rounds = Rounds(settings.densify_every, carve_from=settings.carve_from)
@@ -76,6 +77,9 @@ class Splats:
             # the memory's rows might then have another order.
             gaussians.reserve(rows)
         self.screen = ScreenGradients(gaussians.rows, gaussians.device)
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
 
     def inputs(self, step: Step) -> Tensors:
         """What `update` reads of a step, on the CPU."""

@@ -20,6 +20,7 @@ from ddpo3d_fast.arguments import (
     EnginesList,
     Generate,
     Info,
+    Mesh,
     Render,
     generate_settings,
 )
@@ -33,7 +34,7 @@ from .conftest import Command
 def test_without_a_command_the_help_names_every_command(command: Command) -> None:
     outcome = command()
     assert outcome.code == 0
-    assert all(f"\n  {name} " in outcome.out for name in ("generate", "render", "info"))
+    assert all(f"\n  {name} " in outcome.out for name in ("generate", "render", "mesh", "info"))
     assert outcome == command("--help")
 
 
@@ -41,7 +42,7 @@ def test_version(command: Command) -> None:
     assert command("--version").out == f"ddpo3d-fast {__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["generate", "render", "info"])
+@pytest.mark.parametrize("name", ["generate", "render", "mesh", "info"])
 def test_every_command_has_help_with_examples(command: Command, name: str) -> None:
     outcome = command(name, "--help")
     assert outcome.code == 0
@@ -99,6 +100,7 @@ def test_help_all_shows_every_setting(command: Command) -> None:
 COMMANDS = {
     "generate": Generate,
     "render": Render,
+    "mesh": Mesh,
     "info": Info,
     "engines list": EnginesList,
     "engines build": EnginesBuild,

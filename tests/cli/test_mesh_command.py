@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddpo3d_fast import extras
+from ddpo3d_fast import extras, meshing
 from ddpo3d_fast.assets import write_ply
+from ddpo3d_fast.configure import preset
 from ddpo3d_fast.extras import EXTRAS
+from ddpo3d_fast.meshing import MeshSettings
+from ddpo3d_fast.run import RunFolder
 
 from .conftest import Command
 
@@ -74,6 +78,11 @@ def test_the_output_s_suffix_says_what_is_written(command: Command, splat: Path,
         ),
         (["ball.ply", "--faces", "3"], "--faces: expected a number from 100 to 1000000, got 3"),
         (["ball.ply", "--texture-size", "1e9"], "--texture-size: expected a whole number, got '1e9'"),
+        (
+            ["ball.ply", "--refine-steps", "5"],
+            "--refine-steps: expected the folder of a run, whose prompt and models refine its mesh, "
+            "got ball.ply",
+        ),
         (["ball.ply", "--facets", "3"], "--facets: no such option of mesh; did you mean --faces?"),
     ],
 )
@@ -99,3 +108,39 @@ def test_quiet_prints_nothing(command: Command, splat: Path) -> None:
     outcome = command("mesh", splat, "--quiet", *COARSE)
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
     assert Path("ball-mesh.glb").exists()
+
+
+def test_generate_makes_a_mesh_and_a_new_run_there_takes_it_away(
+    command: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = meshing.framed_mesh
+    coarse = MeshSettings(faces=800, texture_size=64, resolution=40)
+    monkeypatch.setattr(meshing, "framed_mesh", lambda gaussians, settings: fine(gaussians, coarse))
+    words = ("--prompt", "a red ball", "--preset", "draft", "--steps", "2", "--output", "run")
+    outcome = command("generate", *words, "--gaussians", "400", "--mesh")
+    assert outcome.code == 0
+    assert outcome.out.startswith("run: mesh.glb, asset.ply, ")
+    assert len(trimesh.load_mesh("run/mesh.glb").faces) > 50
+    other = dataclasses.replace(preset("draft", "a blue ball"), output=Path("run"))
+    RunFolder.create(other, overwrite=True).begin(other, {})
+    assert {path.name for path in Path("run").iterdir()} == {"config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--refine-steps", "5"], "--refine-steps: expected --mesh with it, got 5 alone"),
+        (["--mesh", "--refine-steps", "-1"], "--refine-steps: expected a number from 0 to 100000, got -1"),
+    ],
+)
+def test_wrong_wishes_for_a_mesh_end_before_the_run(command: Command, words: list[str], message: str) -> None:
+    outcome = command("generate", "--prompt", "a red ball", *words)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"ddpo3d-fast: {message}\n")
+    assert not list(Path().iterdir())
+
+
+def test_a_missing_package_ends_before_the_run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "mesh", {"no-such": "no_such_module"})
+    outcome = command("generate", "--prompt", "a red ball", "--mesh")
+    assert outcome.err == "ddpo3d-fast: --mesh: needs no-such: pip install 'ddpo3d-fast[mesh]'\n"
+    assert not list(Path().iterdir())

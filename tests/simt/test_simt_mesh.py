@@ -31,6 +31,12 @@ from kernels.test_triangles import (  # noqa: F401
 from kernels.test_triangles import (
     test_nothing_gives_nothing as test_no_triangle_gives_nothing,  # noqa: F401
 )
+from scene.test_textured import (  # noqa: F401
+    test_a_texture_learns_what_views_should_show,
+    test_an_update_is_adam_down_the_gradient_of_the_views,
+    test_moved_pictures_are_those_of_other_colours_and_the_scene_stays,
+    test_views_equal_the_oracle,
+)
 
 from ddpo3d_fast.kernels import _backend, gaussian_density, rasterize_triangles, sample_texture_backward
 
