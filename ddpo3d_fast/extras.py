@@ -19,6 +19,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "trimesh": "trimesh",
         "scipy": "scipy",
     },
+    "cluster": {"ray": "ray"},
+    "viewer": {"viser": "viser"},
 }
 
 

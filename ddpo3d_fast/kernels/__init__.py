@@ -8,6 +8,7 @@ from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .density import gaussian_density
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
+from .features import rasterize_features
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterizer import (
     Rasterization,
@@ -41,6 +42,7 @@ __all__ = [
     "philox_normal",
     "rasterize",
     "rasterize_backward",
+    "rasterize_features",
     "rasterize_forward",
     "rasterize_triangles",
     "sample_texture",

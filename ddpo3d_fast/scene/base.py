@@ -29,11 +29,11 @@ class Representation(Protocol):
     """A scene that a run moves. It changes in place, so that CUDA graphs find it where it was, but where a
     method says otherwise."""
 
-    channels: int
-    """Of a row, as the scene policy moves it"""
-
     def __len__(self) -> int:
         """How many rows it has: Gaussians, or texels."""
+
+    def moved_channels(self, moves: str) -> Tensor:
+        """[C] 1 for the channels of a row that --policy-moves names, 0 for the others."""
 
     def inputs(self, step: Step) -> Tensors:
         """What `update` reads of a step, on the CPU."""
@@ -55,7 +55,7 @@ class Representation(Protocol):
         moved: Any = None,
     ) -> None:
         """One step down a gradient with respect to views of `render`, [V, N, N, 3] and [V, N, N]; `pull`
-        [R, channels] is added relative to its norm."""
+        [R, C] is added relative to its norm."""
 
     def settle(self, step: Step) -> Verdict:
         """What follows a step, which the device has done."""

@@ -17,7 +17,7 @@ from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.moved import Moved
 from ddpo3d_fast.scene.relocation import Relocation
-from ddpo3d_fast.scene.units import CHANNELS
+from ddpo3d_fast.scene.units import moved_channels
 from ddpo3d_fast.settings import Scene
 from ddpo3d_fast.step import Step, Tensors
 
@@ -59,8 +59,6 @@ class Splats:
     """The scene of a run. It changes in place, so that CUDA graphs find it where it was, but where a method
     says otherwise."""
 
-    channels = CHANNELS
-
     def __init__(self, settings: Scene, seed: int, device: torch.device | str = "cpu") -> None:
         self.settings, self.rates = settings, learning_rates(settings)
         self.rounds = Rounds(settings.densify_every, carve_from=settings.carve_from)
@@ -80,6 +78,10 @@ class Splats:
 
     def __len__(self) -> int:
         return len(self.gaussians)
+
+    def moved_channels(self, moves: str) -> Tensor:
+        """[C] 1 for the channels that --policy-moves names, 0 for the others."""
+        return moved_channels(moves)
 
     def inputs(self, step: Step) -> Tensors:
         """What `update` reads of a step, on the CPU."""

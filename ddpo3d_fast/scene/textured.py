@@ -67,6 +67,10 @@ class Textured:
     def __len__(self) -> int:
         return int(self.shape.present.sum())
 
+    def moved_channels(self, moves: str) -> Tensor:
+        """[3] ones, whatever is named: a texture has nothing but colours."""
+        return torch.ones(3)
+
     def inputs(self, step: Step) -> Tensors:
         """The step's number and its learning rate."""
         scale = 1 - (1 - FINAL_RATE) * step.fraction
@@ -147,8 +151,6 @@ class MovedTexture:
     rendered: int  # pixels of a view's side
     picture: int  # of the side of the picture made of it
 
-    channels = Textured.channels
-
     @property
     def views(self) -> int:
         return len(self.cameras)
@@ -163,11 +165,21 @@ class MovedTexture:
         """[R, 1]: 1 for texels that the surface has."""
         return self.scene.shape.present.view(-1, 1).float()
 
-    def picture_of(self, offsets: Tensor, view: int) -> Tensor:
-        """[1, 3, S, S] in [0, 1], what one of the cameras sees of the texture moved by offsets [R, 3], in
-        units."""
-        this, texture = slice(view, view + 1), self.scene.texture
-        changed = (texture + UNIT * offsets.view_as(texture)).clamp(0, 1)
-        hits = see(self.scene.shape, self.cameras[this], self.rendered)
-        seen = shaded(self.scene.shape, changed, hits, self.rendered, self.backgrounds[this])
-        return resize(seen.rgb, self.picture).clamp(0, 1)
+    def pictures_of(self, phi: Tensor, actions: Tensor, moves: str) -> Tensor:
+        """[K, 2, 3, S, S] in [0, 1], what camera k mod V sees of the texture moved by phi [R, F] @ actions[k]
+        [K, F, 3], in units, and by the opposite. A picture is linear in the texels: each view is rendered
+        once, and what it shows of each move."""
+        del moves  # a texture has nothing but colours
+        shape, side = self.scene.shape, self.scene.texture.shape[0]
+        hits = see(shape, self.cameras, self.rendered)
+        seen = shaded(shape, self.scene.texture, hits, self.rendered, self.backgrounds)
+        plain = resize(seen.rgb, self.picture)
+        pairs = []
+        for number, action in enumerate(actions):
+            view = number % self.views
+            change = (UNIT * (phi @ action)).view(side, side, 3)
+            mine = TriangleHits(*(part[view : view + 1] for part in hits))
+            nothing = torch.zeros(1, 3, device=change.device)
+            shown = resize(shaded(shape, change, mine, self.rendered, nothing).rgb, self.picture)
+            pairs.append(torch.cat([plain[view] + shown, plain[view] - shown]))
+        return torch.stack(pairs).clamp(0, 1)

@@ -66,10 +66,10 @@ def test_the_output_s_suffix_says_what_is_written(command: Command, splat: Path,
     [
         (["nowhere"], "asset: expected a ply file or the folder of a run, got nowhere, which does not exist"),
         (["."], "asset: expected a ply file or the folder of a run, got ., which has no asset.ply"),
-        ([], "asset: expected one ply file or folder of a run, got none"),
+        ([], "asset: expected one ply file, got none"),
         (
             ["ball.ply", "other.ply"],
-            "asset: expected one ply file or folder of a run, got ball.ply and other.ply",
+            "asset: expected one ply file, got ball.ply and other.ply",
         ),
         (["ball.ply", "--output", "a.stl"], "--output: expected one of .glb, .obj, .ply, got '.stl'"),
         (

@@ -131,16 +131,20 @@ def test_moved_pictures_are_those_of_other_colours_and_the_scene_stays() -> None
     textured = scene()
     before = textured.texture.clone()
     moved = textured.moved(orbit(2, 0.4), SIZE, SIZE, BACKGROUNDS)
-    rows = SIDE * SIDE
-    assert (moved.views, moved.channels) == (2, 3)
+    rows, generator = SIDE * SIDE, torch.Generator().manual_seed(2)
+    assert moved.views == 2
     assert moved.positions.shape == (rows, 3)
     assert moved.present.shape == (rows, 1)
-    same = moved.picture_of(torch.zeros(rows, 3), 1)
-    torch.testing.assert_close(same[0].permute(1, 2, 0), rendered(textured).rgb[1])
-    redder = moved.picture_of(torch.tensor([0.5, 0.0, 0.0]).repeat(rows, 1), 1) - same
-    inside = rendered(textured).alpha[1] == 1
-    torch.testing.assert_close(redder[0, 0][inside], torch.full_like(redder[0, 0][inside], 0.5 * UNIT))
-    assert not redder[0, 1:].any()
+    phi = torch.randn(rows, 5, generator=generator)
+    actions = 0.1 * torch.randn(3, 5, 3, generator=generator) * textured.moved_channels("all")
+    pictures = moved.pictures_of(phi, actions, "all")
+    assert pictures.shape == (3, 2, 3, SIZE, SIZE)
+    for number, action in enumerate(actions):
+        for which, sign in enumerate((1, -1)):
+            other = scene()
+            other.texture += sign * UNIT * (phi @ action).view(SIDE, SIDE, 3)
+            expected = rendered(other).rgb[number % 2].clamp(0, 1)
+            torch.testing.assert_close(pictures[number, which].permute(1, 2, 0), expected, atol=1e-5, rtol=0)
     assert torch.equal(textured.texture, before)
 
 
