@@ -17,9 +17,11 @@ namespace py = pybind11;
 using namespace ddpo3d_fast;
 
 void bind_diffusion(py::module_ &module);
+void bind_mesh(py::module_ &module);
 #ifdef DDPO3D_WITH_CUDA
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
+void bind_cuda_mesh(py::module_ &module);
 #endif
 
 namespace {
@@ -96,8 +98,10 @@ PYBIND11_MODULE(_C, module) {
   });
   bind_cuda_rasterizer(module);
   bind_cuda_diffusion(module);
+  bind_cuda_mesh(module);
 #else
   module.attr("with_cuda") = false;
 #endif
   bind_diffusion(module);
+  bind_mesh(module);
 }
