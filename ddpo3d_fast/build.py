@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ddpo3d_fast.control import Stopwatch
-from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import (
@@ -28,7 +28,7 @@ from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import CHANNELS, Splats
+from ddpo3d_fast.scene import Splats, moved_channels
 from ddpo3d_fast.schedule import Plan, calls_of
 from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import record, recorded
@@ -151,7 +151,8 @@ def guidances_of(
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
     if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
-        guidances.append(ScenePolicy(scorer, config, CHANNELS, prior.device, clock))
+        moved = moved_channels(wishes.policy_moves)
+        guidances.append(ScenePolicy(scorer, config, moved, prior.device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
@@ -200,6 +201,11 @@ def load_models(
     scored = pictures_scored(config)
     asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
     reward = models((rewards, asked), lambda: make_reward(rewards, asked))
+    if not (wishes.policy_weight or reward.differentiable):
+        raise InputError(
+            f"--policy-weight: expected more than 0, got 0: {reward.name} has no gradient for the guide, so "
+            "that nothing would follow it (docs/rewards.md says how a function declares one)"
+        )
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
     return prior, reward
 
