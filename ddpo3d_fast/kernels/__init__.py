@@ -8,11 +8,11 @@ from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
+from .rasterize import rasterize
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
-    rasterize,
     rasterize_backward,
     rasterize_forward,
 )
