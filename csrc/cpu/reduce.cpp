@@ -76,8 +76,8 @@ void reduce_given(const RasterizeParams &params, const RasterizeState::Impl &sta
         if (g.num_entries) {
           sum = sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry,
                             g.num_entries);
-          v = footprint_vjp(given_footprint(params, index, n), load_opacity(params, n), params.antialiased,
-                            params.eps2d, sum.moments);
+          v = footprint_vjp(given_footprint(params, index, n), load_opacity(params, n), load_dilation(params),
+                            sum.moments);
         }
         v_opacity += v.v_opacity;
         v_color = v_color + sum.color;
@@ -131,8 +131,8 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
         const EntrySum sum =
             sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry, g.num_entries);
         const ViewedGaussian view = view_gaussian(params, cameras[c], shape, n);
-        const FootprintGradient<double> v = footprint_vjp(view.footprint, load_opacity(params, n),
-                                                          params.antialiased, params.eps2d, sum.moments);
+        const FootprintGradient<double> v =
+            footprint_vjp(view.footprint, load_opacity(params, n), load_dilation(params), sum.moments);
         const Vec2<double> v_projected = params.means2d ? Vec2<double>{} : v.v_mean;
         const ProjectionGradient<double> p = project_vjp(cameras[c], shape.mean, shape.root, view.projection,
                                                          v_projected, sum.depth, v.v_xx, v.v_xy, v.v_yy);

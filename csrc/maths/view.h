@@ -166,6 +166,10 @@ DDPO3D_HD Vec2<double> image_mean(const RasterizeParams &params, int64_t index,
   return mean;
 }
 
+DDPO3D_HD Dilation<double> load_dilation(const RasterizeParams &params) {
+  return {params.eps2d, params.antialiased, params.factor_min};
+}
+
 struct ViewedGaussian {
   Projection<double> projection;
   Footprint<double> footprint;
@@ -176,8 +180,7 @@ DDPO3D_HD ViewedGaussian view_gaussian(const RasterizeParams &params, const Came
   ViewedGaussian out;
   out.projection = project(camera, shape.mean, shape.root);
   const Projection<double> &p = out.projection;
-  out.footprint =
-      footprint(p.xx, p.xy, p.yy, p.det, load_opacity(params, n), params.antialiased, params.eps2d);
+  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, load_opacity(params, n), load_dilation(params));
   return out;
 }
 
@@ -185,7 +188,7 @@ DDPO3D_HD ViewedGaussian view_gaussian(const RasterizeParams &params, const Came
 DDPO3D_HD Footprint<double> given_footprint(const RasterizeParams &params, int64_t index, int64_t n) {
   const float *covariance = params.covariances2d + 3 * index;
   const double xx = covariance[0], xy = covariance[1], yy = covariance[2];
-  return footprint(xx, xy, yy, xx * yy - xy * xy, load_opacity(params, n), params.antialiased, params.eps2d);
+  return footprint(xx, xy, yy, xx * yy - xy * xy, load_opacity(params, n), load_dilation(params));
 }
 
 // Whether its numbers mean something, and it lies between the planes.

@@ -13,6 +13,7 @@ class Rules(NamedTuple):
     """The conventions of a rasterizer. The defaults are this one's."""
 
     eps2d: float = 0.3  # px^2, added to both diagonals of the covariance on the image
+    factor_min: float = 0.0  # what an antialiased opacity is multiplied by is no less
     alpha_max: float = 0.99  # a Gaussian hides at most this much
     transmittance_min: float = 1e-4  # blending stops before the Gaussian that would leave this or less
     through_clamp: bool = False  # where alpha is clamped, its gradient is that of the unclamped one, not zero

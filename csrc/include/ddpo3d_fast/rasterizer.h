@@ -28,6 +28,7 @@ struct RasterizeParams {
 
   // What other rasterizers do otherwise; the values here are this one's.
   double eps2d = 0.3;              // px², added to both diagonals of the covariance on the image
+  double factor_min = 0;           // the opacity's factor where antialiased is no less
   float alpha_max = 0.99f;         // a Gaussian hides at most this much
   float transmittance_min = 1e-4f; // blending stops before the Gaussian that would leave this or less
   bool through_clamp = false; // whether what alpha_max clamps has a gradient, that of the unclamped alpha
