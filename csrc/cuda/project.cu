@@ -108,7 +108,7 @@ struct Radii {
 };
 
 // Projects one Gaussian for one camera.
-template <int sh_degree>
+template <int sh_degree, bool given>
 __device__ Radii project_one(const RasterizeParams &params, int64_t c, int64_t n, int64_t index,
                              bool wants_box, DeviceGaussian &projected, Ellipse &outline) {
   Radii radii = {};
@@ -118,7 +118,7 @@ __device__ Radii project_one(const RasterizeParams &params, int64_t c, int64_t n
   Vec2<double> on_image = {};
   Footprint<double> f;
   double z;
-  if (sh_degree < 0 && params.covariances2d) { // with these colours are plain
+  if (given) {
     if (!is_given(params, index, n))
       return radii;
     z = params.depths[index];
@@ -167,7 +167,8 @@ __device__ Radii project_one(const RasterizeParams &params, int64_t c, int64_t n
   return radii;
 }
 
-template <int sh_degree>
+// `given`: the footprints are.
+template <int sh_degree, bool given>
 __global__ void __launch_bounds__(kProjectThreads)
     project_kernel(RasterizeParams params, DeviceState state, int32_t *radii, int32_t *box_radii) {
   await_previous_kernels();
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kProjectThreads)
     const int64_t c = index / params.num_gaussians, n = index - c * params.num_gaussians;
     DeviceGaussian projected;
     Ellipse outline;
-    found = project_one<sh_degree>(params, c, n, index, box_radii != nullptr, projected, outline);
+    found = project_one<sh_degree, given>(params, c, n, index, box_radii != nullptr, projected, outline);
     if (found.drawn) {
       state.projected[index] = projected;
       state.ellipses[index] = ellipses[t] = outline;
@@ -281,21 +282,24 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
 }
 
 template <class... Arguments>
-void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
+void launch_project(int sh_degree, bool given, dim3 grid, cudaStream_t stream,
+                    const Arguments &...arguments) {
   const auto run = [&](auto kernel) {
     launch_early("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
   };
+  if (given) // with plain colours
+    return run(project_kernel<-1, true>);
   switch (sh_degree) {
   case 0:
-    return run(project_kernel<0>);
+    return run(project_kernel<0, false>);
   case 1:
-    return run(project_kernel<1>);
+    return run(project_kernel<1, false>);
   case 2:
-    return run(project_kernel<2>);
+    return run(project_kernel<2, false>);
   case 3:
-    return run(project_kernel<3>);
+    return run(project_kernel<3, false>);
   default:
-    return run(project_kernel<-1>);
+    return run(project_kernel<-1, false>);
   }
 }
 
@@ -323,7 +327,8 @@ void rasterize_project_cuda(const RasterizeParams &params, const RasterizeOutput
   launch_early("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
                dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
-  launch_project(params.sh_degree, grid, on, params, state, outputs.radii, outputs.box_radii);
+  launch_project(params.sh_degree, params.covariances2d != nullptr, grid, on, params, state, outputs.radii,
+                 outputs.box_radii);
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
   launch_early("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),
