@@ -37,7 +37,9 @@ def expect_supported(
 def expect_mode(render_mode: str, rasterize_mode: str) -> None:
     """NotImplementedError for a mode that is not supported."""
     if render_mode not in RENDER_MODES:
-        raise NotImplementedError(f"render_mode: expected one of {', '.join(RENDER_MODES)}, got {render_mode!r}")
+        raise NotImplementedError(
+            f"render_mode: expected one of {', '.join(RENDER_MODES)}, got {render_mode!r}"
+        )
     if rasterize_mode not in ("classic", "antialiased"):
         raise NotImplementedError(f"rasterize_mode: expected classic or antialiased, got {rasterize_mode!r}")
 

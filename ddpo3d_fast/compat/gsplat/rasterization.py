@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .._passes import FootprintPass, Pass, ScenePass
-from .._projection import pinhole_means, to_camera
+from .._projection import pinhole_means, symmetric, to_camera
 from . import sparse
 from .arguments import expect_mode, expect_shape, expect_supported
 from .channels import run_channels, tape_channels
 from .meta import Meta
-from .projection import project, quat_scale_to_covar_preci
+from .projection import TRIANGLE, project, quat_scale_to_covar_preci
 from .sh import camera_positions, evaluate
 from .tiles import isect_offset_encode, isect_tiles
 from .versions import VERSIONS, version
@@ -53,7 +53,10 @@ def _seen_colors(
         shared = colors.dim() == len(batch) + 2
         return _Colors(colors.reshape(size, *(() if shared else (cameras,)), count, colors.shape[-1]), None)
     if version().startswith("1.5"):
-        shapes: tuple[tuple[int | None, ...], ...] = ((*batch, count, None, 3), (*batch, cameras, count, None, 3))
+        shapes: tuple[tuple[int | None, ...], ...] = (
+            (*batch, count, None, 3),
+            (*batch, cameras, count, None, 3),
+        )
     else:
         shapes = ((count, None, None),)
     colors = expect_shape("colors", colors, *shapes)
@@ -157,7 +160,7 @@ def rasterization(
 
     @cache
     def projected() -> tuple[Tensor, ...]:
-        matrices = flat(covars) if covars is not None else _covariances(of_quats, of_scales)
+        matrices = _covariances(of_quats, of_scales) if covars is None else _of_upper(flat(covars))
         return project(of_means, matrices, of_viewmats, of_Ks, width, height, eps2d, near)
 
     with_color = render_mode.startswith("RGB")
@@ -192,7 +195,9 @@ def rasterization(
             color = seen.values[b, of.start] if seen.of_camera else seen.values[b]
             background = None if behind is None else behind[b, of]
             start = run(b, of)
-            passes = run_channels(start, color, background) if seen.degree is None else [start(color, background)]
+            passes = (
+                run_channels(start, color, background) if seen.degree is None else [start(color, background)]
+            )
             units.append(_Unit(b, of, passes))
 
     radii = torch.zeros(size, cameras, count, 2, dtype=torch.int32, device=means.device)
@@ -227,7 +232,9 @@ def rasterization(
     empty = [means.new_zeros(0, height, width, channels), means.new_zeros(0, height, width)]
     pictures, alphas, depth = (
         torch.cat(parts) if parts else blank
-        for parts, blank in zip(zip(*images, strict=True) if images else ([], [], []), (*empty, empty[1]), strict=True)
+        for parts, blank in zip(
+            zip(*images, strict=True) if images else ([], [], []), (*empty, empty[1]), strict=True
+        )
     )
     render_alphas = alphas.reshape(*shape, 1)
     parts = [pictures.reshape(*shape, channels)] if with_color else []
@@ -285,3 +292,8 @@ def _covariances(quats: Tensor, scales: Tensor) -> Tensor:
     covars, _ = quat_scale_to_covar_preci(quats, scales, True, False)
     assert covars is not None
     return covars
+
+
+def _of_upper(covars: Tensor) -> Tensor:
+    """As gsplat, which reads the upper triangle, so that the gradient is that triangle's."""
+    return symmetric(covars.flatten(-2)[..., TRIANGLE])

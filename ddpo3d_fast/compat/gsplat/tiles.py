@@ -99,7 +99,9 @@ def rasterize_to_pixels(
         raise NotImplementedError("masks: tiles cannot be left out")
     depths = getattr(flatten_ids, _DEPTHS, None)
     if depths is None:
-        raise NotImplementedError("flatten_ids: expected what isect_tiles of ddpo3d_fast.compat.gsplat returned")
+        raise NotImplementedError(
+            "flatten_ids: expected what isect_tiles of ddpo3d_fast.compat.gsplat returned"
+        )
     channels = colors.shape[-1]
     if absgrad and channels > 3:
         raise NotImplementedError(f"absgrad: expected at most 3 channels, got {channels}")
@@ -116,7 +118,12 @@ def rasterize_to_pixels(
     else:
         rows = [part.nonzero()[:, 0] + i * len(part) for i, part in enumerate(drawn.chunk(max(images, 1)))]
 
-    flat = (means2d.reshape(-1, 2), conics.reshape(-1, 3), colors.reshape(-1, channels), opacities.reshape(-1))
+    flat = (
+        means2d.reshape(-1, 2),
+        conics.reshape(-1, 3),
+        colors.reshape(-1, channels),
+        opacities.reshape(-1),
+    )
     absolute = torch.zeros_like(flat[0]) if absgrad else None
     rules = VERSIONS[version()].rules._replace(eps2d=0.0)
     pictures, alphas = [], []

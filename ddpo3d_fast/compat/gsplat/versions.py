@@ -17,7 +17,12 @@ class Version(NamedTuple):
     later: dict[str, Any]  # `rasterization`'s arguments after with_eval3d, and the one value that is taken
 
 
-_DISTORTION = {"radial_coeffs": None, "tangential_coeffs": None, "thin_prism_coeffs": None, "ftheta_coeffs": None}
+_DISTORTION = {
+    "radial_coeffs": None,
+    "tangential_coeffs": None,
+    "thin_prism_coeffs": None,
+    "ftheta_coeffs": None,
+}
 
 VERSIONS = {
     "1.5.3": Version(
@@ -66,4 +71,6 @@ def version() -> str:
     for known in VERSIONS:
         if installed.split("+")[0].split(".")[:2] == known.split(".")[:2]:
             return known
-    raise NotImplementedError(f"gsplat {installed}: expected 1.5 or 1.6; ddpo3d_fast.compat.gsplat.use names one")
+    raise NotImplementedError(
+        f"gsplat {installed}: expected 1.5 or 1.6; ddpo3d_fast.compat.gsplat.use names one"
+    )
