@@ -176,11 +176,76 @@ def gaussian_splatting(scene: Scene, steps: int, backend: str) -> Tensor:
         return torch.stack([gaussians(camera)["render"].permute(1, 2, 0) for camera in held_out])
 
 
+def splatfacto(scene: Scene, steps: int) -> Tensor:
+    """nerfstudio's splatfacto model with its callbacks. Where there is no GPU its `.cuda()` moves nothing; its
+    LPIPS, which would download a network and which training does not use, is left out."""
+    import torchmetrics.image.lpip
+    from nerfstudio.cameras.cameras import Cameras
+    from nerfstudio.data.scene_box import SceneBox
+    from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
+    from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign, assignment]
+    torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity = lambda **_: None
+    config = SplatfactoModelConfig(
+        background_color="black",
+        num_downscales=0,
+        warmup_length=100,
+        refine_every=100,
+        stop_split_at=steps // 2,
+    )
+    model = config.setup(
+        scene_box=SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3])),
+        num_train_data=VIEWS,
+        seed_points=(scene.points.clone(), scene.colors * 255),
+    )
+    rates = {
+        "means": 1.6e-4,
+        "features_dc": 2.5e-3,
+        "features_rest": 1.25e-4,
+        "opacities": 0.05,
+        "scales": 5e-3,
+    }
+    rates |= {"quats": 1e-3, "camera_opt": 1e-4}
+    optimizers = Optimizers(
+        {
+            name: {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": None}
+            for name, rate in rates.items()
+        },
+        {name: group for name, group in model.get_param_groups().items() if group},
+    )
+    callbacks = model.get_training_callbacks(TrainingCallbackAttributes(optimizers, None, None, None))
+    poses = torch.linalg.inv(scene.viewmats)[:, :3] * torch.tensor(
+        [1.0, -1, -1, 1]
+    )  # its cameras look along -z
+    focal = float(scene.intrinsics[0, 0])
+    cameras = Cameras(poses, focal, focal, SIZE / 2, SIZE / 2, SIZE, SIZE)
+    model.train()
+    for step in range(steps):
+        view = step * 7 % VIEWS
+        for callback in callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        optimizers.zero_grad_all()
+        outputs = model.get_outputs(cameras[view : view + 1])
+        losses = model.get_loss_dict(outputs, {"image": scene.pictures[view]})
+        sum(losses.values()).backward()
+        optimizers.optimizer_step_all()
+        for callback in callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    model.eval()
+    with torch.no_grad():
+        held_out = [model.get_outputs(cameras[v : v + 1])["rgb"] for v in range(VIEWS, VIEWS + HELD_OUT)]
+    return torch.stack(held_out)
+
+
 CLIENTS: dict[str, Callable[[Scene, int], Tensor]] = {
     "gsplat-default": lambda scene, steps: gsplat_trainer(scene, steps, "default"),
     "gsplat-mcmc": lambda scene, steps: gsplat_trainer(scene, steps, "mcmc"),
     "gaussian-splatting-inria": lambda scene, steps: gaussian_splatting(scene, steps, "inria"),
     "gaussian-splatting-gsplat": lambda scene, steps: gaussian_splatting(scene, steps, "gsplat"),
+    "splatfacto": splatfacto,
 }
 
 
