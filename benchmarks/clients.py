@@ -1,10 +1,10 @@
-"""Other projects' own models and trainers on this package's kernels, on the CPU: what they reach on held-out views.
+"""Other projects' own models and trainers on this package's kernels, on the CPU: what held-out views reach.
 
     python benchmarks/clients.py [CLIENT ...] [--steps N] [--json FILE]
 
-The scene is 3,000 coloured Gaussians on a bumpy ball, rendered by `ddpo3d_fast.kernels` from 24 sides at 96 px; 4
-more sides are held out. Every client starts from 1,500 points of its surface. What is done to a client is
-`ddpo3d_fast.compat.install()` before it is imported, and nothing else. It exits with 1 where one ends below 30 dB.
+The scene is 3,000 coloured Gaussians on a bumpy ball, rendered by the kernels from 24 sides at 96 px; 4 more
+sides are held out. Every client starts from 1,500 points of its surface. What is done to a client is
+`ddpo3d_fast.compat.install()` before it is imported. Exits with 1 where one ends below 30 dB.
 
     pip install gsplat==1.5.3                                          gsplat-default, gsplat-mcmc
     pip install gaussian-splatting==2.11.0 opencv-python-headless      gaussian-splatting-inria, -gsplat
@@ -42,9 +42,8 @@ class Scene(NamedTuple):
 
 def look_at_center(directions: Tensor) -> Tensor:
     """View matrices [V, 4, 4] of cameras 3 away in unit directions [V, 3]; y is up."""
-    right = torch.nn.functional.normalize(
-        torch.linalg.cross(-directions, torch.tensor([0.0, 1, 0]).expand_as(directions))
-    )
+    up = torch.tensor([0.0, 1.0, 0.0]).expand_as(directions)
+    right = torch.nn.functional.normalize(torch.linalg.cross(-directions, up))
     viewmats = torch.eye(4).repeat(len(directions), 1, 1)
     viewmats[:, :3, :3] = torch.stack([right, torch.linalg.cross(-directions, right), -directions], 1)
     viewmats[:, 2, 3] = 3.0
@@ -177,8 +176,8 @@ def gaussian_splatting(scene: Scene, steps: int, backend: str) -> Tensor:
 
 
 def splatfacto(scene: Scene, steps: int) -> Tensor:
-    """nerfstudio's splatfacto model with its callbacks. Where there is no GPU its `.cuda()` moves nothing; its
-    LPIPS, which would download a network and which training does not use, is left out."""
+    """nerfstudio's splatfacto model with its callbacks. Without a GPU its `.cuda()` moves nothing. Its LPIPS
+    would download a network and is of no use to training: it is left out."""
     import torchmetrics.image.lpip
     from nerfstudio.cameras.cameras import Cameras
     from nerfstudio.data.scene_box import SceneBox

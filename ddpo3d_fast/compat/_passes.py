@@ -7,7 +7,7 @@ the forward pass comes first, then those tensors are made, then the pass is put 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ from ddpo3d_fast.kernels._rules import Given, Rules
 from ddpo3d_fast.kernels.footprints import rasterize_footprints_backward, rasterize_footprints_forward
 
 Tell = Callable[[Tensor], None]  # is told the absolute sums [C, N, 2] in the backward pass
+
+
+class Frame(NamedTuple):
+    """What pictures are taken of, and how."""
+
+    width: int  # pixels
+    height: int
+    near: float
+    far: float
+    antialiased: bool
+    rules: Rules
 
 
 class _Scene(torch.autograd.Function):
@@ -98,32 +109,30 @@ class ScenePass(Pass):
         viewmats: Tensor,  # [C, 4, 4]
         intrinsics: Tensor,  # [C, 3, 3]
         means2d: Tensor,  # [C, N, 2]
-        width: int,
-        height: int,
-        rules: Rules,
+        frame: Frame,
         *,
         sh_degree: int | None = None,
         positions: Tensor | None = None,  # [C, 3]
         backgrounds: Tensor | None = None,  # [C, 3]
-        near: float,
-        far: float,
-        antialiased: bool,
     ) -> None:
         self._tensors = (means, quats, scales, opacities, colors, backgrounds, viewmats)
         self.box_radii = torch.empty(means2d.shape, dtype=torch.int32, device=means.device)
-        plain = [None if tensor is None else tensor.detach() for tensor in self._tensors]
         self.out, self._state = rasterize_forward(
-            *plain[:5],  # type: ignore[arg-type]
-            plain[6],  # type: ignore[arg-type]
+            means.detach(),
+            quats.detach(),
+            scales.detach(),
+            opacities.detach(),
+            colors.detach(),
+            viewmats.detach(),
             intrinsics.detach(),
-            width,
-            height,
+            frame.width,
+            frame.height,
             sh_degree=sh_degree,
-            backgrounds=plain[5],
-            near=near,
-            far=far,
-            antialiased=antialiased,
-            rules=rules,
+            backgrounds=None if backgrounds is None else backgrounds.detach(),
+            near=frame.near,
+            far=frame.far,
+            antialiased=frame.antialiased,
+            rules=frame.rules,
             given=Given(positions, means2d),
             box_radii=self.box_radii,
         )
@@ -143,28 +152,25 @@ class FootprintPass(Pass):
         depths: Tensor,  # [C, N]
         opacities: Tensor,  # [N]
         colors: Tensor,  # [N, 3]
-        width: int,
-        height: int,
-        rules: Rules,
+        frame: Frame,
         *,
         backgrounds: Tensor | None = None,  # [C, 3]
-        near: float,
-        far: float,
-        antialiased: bool,
     ) -> None:
         self._tensors = (covariances2d, depths, opacities, colors, backgrounds)
         self.box_radii = torch.empty(means2d.shape, dtype=torch.int32, device=means2d.device)
-        plain = [None if tensor is None else tensor.detach() for tensor in self._tensors]
         self.out, self._state = rasterize_footprints_forward(
             means2d.detach(),
-            *plain[:4],  # type: ignore[arg-type]
-            width,
-            height,
-            backgrounds=plain[4],
-            near=near,
-            far=far,
-            antialiased=antialiased,
-            rules=rules,
+            covariances2d.detach(),
+            depths.detach(),
+            opacities.detach(),
+            colors.detach(),
+            frame.width,
+            frame.height,
+            backgrounds=None if backgrounds is None else backgrounds.detach(),
+            near=frame.near,
+            far=frame.far,
+            antialiased=frame.antialiased,
+            rules=frame.rules,
             box_radii=self.box_radii,
         )
         self.radii = self.out.radii

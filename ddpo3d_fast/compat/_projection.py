@@ -48,7 +48,7 @@ def pinhole_covariances(
     height: int,
     near: float,
 ) -> Tensor:
-    """[..., C, N, 3]: xx, xy, yy in px^2. x/z and y/z are clamped to the frustum and 0.15 of the image more."""
+    """[..., C, N, 3]: xx, xy, yy in px^2. x/z and y/z are clamped to the image and 0.15 of it on a side."""
     x, y, z = points.unbind(-1)
     z = torch.where(z > near, z, torch.ones_like(z))
     fx, fy = intrinsics[..., 0, 0, None], intrinsics[..., 1, 1, None]

@@ -1,6 +1,6 @@
-"""3D Gaussian Splatting's `diff_gaussian_rasterization` on this rasterizer: names, arguments, units, cut-offs.
+"""3D Gaussian Splatting's `diff_gaussian_rasterization` on this rasterizer: names, units, cut-offs.
 
-    from ddpo3d_fast.compat.diff_gaussian_rasterization import GaussianRasterizationSettings, GaussianRasterizer
+    from ddpo3d_fast.compat.diff_gaussian_rasterization import GaussianRasterizer
 
 `use` says what a call returns. As there: quaternions (w, x, y, z) go into the rotation as they are, Gaussians
 are drawn in the 16 px tiles that a square of 3 standard deviations meets, `means2D.grad` is in halves of the
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ddpo3d_fast.kernels._rules import Rules
 
-from ._passes import FootprintPass, Pass, ScenePass
+from ._passes import FootprintPass, Frame, Pass, ScenePass
 from ._projection import pinhole_covariances, rotated_covariances, symmetric, to_camera
 from .gsplat.sh import evaluate
 
@@ -71,7 +71,7 @@ class _Handle(torch.autograd.Function):
     """Means on the image in pixels, whose gradient is also that of `means2D`, in halves of the image."""
 
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, means2D: Tensor, width: int, height: int) -> Tensor:  # noqa: N803
+    def forward(ctx: Any, pixels: Tensor, means2D: Tensor, width: int, height: int) -> Tensor:
         ctx.size = width, height
         return pixels.view_as(pixels)
 
@@ -79,7 +79,8 @@ class _Handle(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         width, height = ctx.size
-        halves = torch.cat([grad * grad.new_tensor([0.5 * width, 0.5 * height]), torch.zeros_like(grad[:, :1])], -1)
+        scaled = grad * grad.new_tensor([0.5 * width, 0.5 * height])
+        halves = torch.cat([scaled, torch.zeros_like(grad[:, :1])], -1)
         return grad, halves if ctx.needs_input_grad[1] else None, None, None
 
 
@@ -88,7 +89,7 @@ def _given(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None or tensor.shape == (0,) else tensor
 
 
-def _pixel_means(means3D: Tensor, settings: GaussianRasterizationSettings, z: Tensor) -> Tensor:  # noqa: N803
+def _pixel_means(means3D: Tensor, settings: GaussianRasterizationSettings, z: Tensor) -> Tensor:
     """[P, 2]; what is not seen has some finite place and no gradient."""
     projection = settings.projmatrix.detach()
     clip = means3D @ projection[:3] + projection[3]
@@ -98,14 +99,14 @@ def _pixel_means(means3D: Tensor, settings: GaussianRasterizationSettings, z: Te
 
 
 def rasterize_gaussians(
-    means3D: Tensor,  # noqa: N803  [P, 3]
-    means2D: Tensor,  # noqa: N803  [P, 3]
+    means3D: Tensor,  # [P, 3]
+    means2D: Tensor,  # [P, 3]
     sh: Tensor | None,  # [P, K, 3]
     colors_precomp: Tensor | None,  # [P, 3]
     opacities: Tensor,  # [P, 1]
     scales: Tensor | None,  # [P, 3]
     rotations: Tensor | None,  # [P, 4]
-    cov3Ds_precomp: Tensor | None,  # noqa: N803  [P, 6]
+    cov3Ds_precomp: Tensor | None,  # [P, 6]
     raster_settings: GaussianRasterizationSettings,
 ) -> tuple[Tensor, ...]:
     """Renders one camera. An empty tensor stands for None.
@@ -139,23 +140,21 @@ def rasterize_gaussians(
     pixels = _pixel_means(means3D, s, depths[0])
     background, position = s.bg.detach()[None], s.campos.detach().reshape(1, 3)
     opacities = opacities.reshape(-1)
-    last = {"near": NEAR, "far": FAR, "antialiased": bool(s.antialiasing)}
+    frame = Frame(width, height, NEAR, FAR, bool(s.antialiasing), RULES)
 
     def run(values: Tensor, degree: int | None, behind: Tensor | None) -> Pass:
         if covars is None:
-            assert scales is not None and rotations is not None
+            assert scales is not None
+            assert rotations is not None
             return ScenePass(
                 means3D, rotations, scales * s.scale_modifier, opacities, values, viewmats, intrinsics,
-                pixels.detach()[None], width, height, RULES, sh_degree=degree, positions=position,
-                backgrounds=behind, **last,
+                pixels.detach()[None], frame, sh_degree=degree, positions=position, backgrounds=behind,
             )  # fmt: skip
         turned = rotated_covariances(symmetric(covars), viewmats)
         covariances = pinhole_covariances(points, turned, intrinsics, width, height, NEAR)
         if degree is not None:
             values = (evaluate(degree, means3D - position, values) + 0.5).clamp(min=0)
-        return FootprintPass(
-            pixels[None], covariances, depths, opacities, values, width, height, RULES, backgrounds=behind, **last
-        )
+        return FootprintPass(pixels[None], covariances, depths, opacities, values, frame, backgrounds=behind)
 
     taped = _Handle.apply(pixels, means2D, width, height)[None]
     one = run(sh, s.sh_degree, background) if colors is None else run(colors, None, background)  # type: ignore[arg-type]
@@ -177,7 +176,7 @@ class GaussianRasterizer(nn.Module):
         super().__init__()
         self.raster_settings = raster_settings
 
-    def markVisible(self, positions: Tensor) -> Tensor:  # noqa: N802
+    def markVisible(self, positions: Tensor) -> Tensor:
         """[P, 3] to [P] bool: what is farther than 0.2 before the camera."""
         with torch.no_grad():
             view = self.raster_settings.viewmatrix
@@ -185,14 +184,14 @@ class GaussianRasterizer(nn.Module):
 
     def forward(
         self,
-        means3D: Tensor,  # noqa: N803
-        means2D: Tensor,  # noqa: N803
+        means3D: Tensor,
+        means2D: Tensor,
         opacities: Tensor,
         shs: Tensor | None = None,
         colors_precomp: Tensor | None = None,
         scales: Tensor | None = None,
         rotations: Tensor | None = None,
-        cov3D_precomp: Tensor | None = None,  # noqa: N803
+        cov3D_precomp: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Arguments, results and errors as `rasterize_gaussians`."""
         return rasterize_gaussians(

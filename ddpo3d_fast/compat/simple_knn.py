@@ -31,7 +31,7 @@ def _nearest(points: Tensor, begin: int, end: int) -> Tensor:
 
 
 @torch.no_grad()
-def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802
+def distCUDA2(points: Tensor) -> Tensor:
     """Mean of the squared distances from each of the points [P, 3] to its three nearest others, [P] float32.
 
     Exact, on any device. Where there are fewer than three others, over those that there are; 0 for none.

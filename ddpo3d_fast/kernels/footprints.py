@@ -45,7 +45,7 @@ def rasterize_footprints_forward(
 
     Args:
         means2d: pixels; pixel centres lie at +0.5.
-        covariances2d: xx, xy, yy in px^2, before `rules.eps2d` is added. What is not positive definite with it
+        covariances2d: xx, xy, yy in px^2, before `rules.eps2d` is added. What is not positive definite then
             draws nothing.
         depths: what orders the Gaussians, and what the depth image blends; those not between near and far
             draw nothing.

@@ -179,8 +179,8 @@ def rasterize_forward(
         radii=means.new_empty(cameras, count, dtype=torch.int32),
     )
     native = run_forward(params, out, box_radii, limit, capacity)
-    inputs = (means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets, given)
-    return out, RasterizeState(params, native, inputs, (cameras, height, width))
+    inputs = (means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets)
+    return out, RasterizeState(params, native, (*inputs, given), (cameras, height, width))
 
 
 def run_forward(

@@ -1,4 +1,4 @@
-"""Blending of Gaussians on the image in plain torch, float64, every pixel against every Gaussian, by autograd."""
+"""Blending of Gaussians on the image in plain torch, float64: every pixel against every Gaussian."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -29,16 +29,16 @@ class Meta(dict[str, Any]):
         return super().__iter__()
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401  dict's own would not make it
 
     def _complete(self) -> None:
         for name in list(self._later):
             self[name]
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> Any:
         self._complete()
         return super().items()
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Any:
         self._complete()
         return super().values()

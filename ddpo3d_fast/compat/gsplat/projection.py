@@ -117,7 +117,8 @@ def fully_fused_projection(
     if covars is not None:
         matrices = symmetric(covars)
     else:
-        assert quats is not None and scales is not None, "covars, or quats and scales, are required"
+        if quats is None or scales is None:
+            raise ValueError("covars, or quats and scales: expected one of them")
         full, _ = quat_scale_to_covar_preci(quats, scales, True, False)
         assert full is not None
         matrices = full

@@ -109,4 +109,4 @@ def spherical_harmonics(*arguments: object, **named: object) -> Tensor:
     Degrees 0 to 4; zero where `masks` is False. ValueError for another degree.
     """
     function = _of_directions if version().startswith("1.5") else _of_cameras
-    return function(*arguments, **named)  # type: ignore[arg-type, operator]
+    return function(*arguments, **named)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._passes import FootprintPass
+from .._passes import FootprintPass, Frame
 from .channels import run_channels, tape_channels
 from .versions import VERSIONS, version
 
@@ -126,9 +126,11 @@ def rasterize_to_pixels(
     )
     absolute = torch.zeros_like(flat[0]) if absgrad else None
     rules = VERSIONS[version()].rules._replace(eps2d=0.0)
+    frame = Frame(image_width, image_height, 1e-30, 1e30, False, rules)
     pictures, alphas = [], []
     for i, index in enumerate(rows):
         of_means, of_conics, of_colors, of_opacities = (tensor[index] for tensor in flat)
+        of_depths = depths.reshape(-1)[index]
         a, b, c = of_conics.unbind(-1)
         covariances = torch.stack([c, -b, a], -1) / (a * c - b * b)[:, None]
 
@@ -137,21 +139,15 @@ def rasterize_to_pixels(
             absolute[index] = sums[0]
             means2d.absgrad = absolute.reshape(means2d.shape)  # type: ignore[attr-defined]
 
-        def run(chunk: Tensor, behind: Tensor | None) -> FootprintPass:
-            return FootprintPass(
-                of_means[None],  # noqa: B023
-                covariances[None],  # noqa: B023
-                depths.reshape(-1)[index][None],  # noqa: B023
-                of_opacities,  # noqa: B023
-                chunk,
-                image_width,
-                image_height,
-                rules,
-                backgrounds=behind,
-                near=1e-30,
-                far=1e30,
-                antialiased=False,
-            )
+        def run(
+            chunk: Tensor,
+            behind: Tensor | None,
+            m: Tensor = of_means,
+            s: Tensor = covariances,
+            z: Tensor = of_depths,
+            o: Tensor = of_opacities,
+        ) -> FootprintPass:
+            return FootprintPass(m[None], s[None], z[None], o, chunk, frame, backgrounds=behind)
 
         behind = None if backgrounds is None else backgrounds.reshape(images, channels)[i : i + 1]
         passes = run_channels(run, of_colors, behind)
