@@ -10,11 +10,11 @@ from .density import gaussian_density
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .features import rasterize_features
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
+from .rasterize import rasterize
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
-    rasterize,
     rasterize_backward,
     rasterize_forward,
 )
