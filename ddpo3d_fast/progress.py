@@ -42,6 +42,13 @@ class Progress:
         else:
             self._write(event)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Shows an event whose message is to stay."""
+        if self.style == "json":
+            self(event)
+        elif self.style != "quiet":
+            self.say(event["message"])
+
     def close(self) -> None:
         """Leaves the bar as it stands and ends its line; takes an announcement away."""
         if self._bar is not None:

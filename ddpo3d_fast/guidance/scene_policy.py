@@ -25,6 +25,7 @@ BANDS = (1.5, 6.0, 24.0)
 WAVES = 4  # a band
 FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
+NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
 
 
 class ScenePolicy(Guidance):
@@ -71,7 +72,9 @@ class ScenePolicy(Guidance):
         known = self.mean * signal(self.mean, self.variance, self.bands)
         per_row = seen.scene.present.sum().clamp_min(1).sqrt()
         pull = phi @ known / ((phi @ self.mean).norm() / per_row + NONE)
-        return Gradient(scene=-self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row})
+        return Gradient(
+            scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
+        )
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""

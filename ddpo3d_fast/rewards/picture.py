@@ -72,4 +72,5 @@ def object_weight(images: Tensor) -> Tensor:
 def over_object(values: Tensor, weight: Tensor) -> Tensor:
     """[B], the mean of values [B, H, W] over the object, whatever its size; towards 0 where there is next to
     none."""
-    return (weight * values).sum((1, 2)) / (weight.sum((1, 2)) + NOTHING * weight[0].numel())
+    area = weight.shape[1] * weight.shape[2]
+    return (weight * values).sum((1, 2)) / (weight.sum((1, 2)) + NOTHING * area)

@@ -10,7 +10,7 @@ from ddpo3d_fast import settings
 from ddpo3d_fast.guidance import Gradient, ScenePolicy, Seen
 from ddpo3d_fast.guidance.policy import pair_advantages
 from ddpo3d_fast.guidance.scaling import score_function_gradient
-from ddpo3d_fast.guidance.scene_policy import BAND_OF, FIELDS, bands, fields, signal
+from ddpo3d_fast.guidance.scene_policy import BAND_OF, FIELDS, NORMS, bands, fields, signal
 from ddpo3d_fast.step import Step
 
 ROWS, CHANNELS, VIEWS = 50, 4, 3
@@ -173,10 +173,10 @@ def test_the_pull_raises_what_the_reward_wants_and_leaves_the_rest():
     pulls, metrics = steered(first_channel)
     assert all(pull.shape == (ROWS, CHANNELS) for pull in pulls)
     last = -pulls[-1]  # a gradient is of a loss
-    assert last[:-1, 0].mean() > 0.3
+    assert last[:-1, 0].mean() > 0.3 * NORMS
     assert last[:, 1:].norm() < 0.1 * last.norm()
     assert (last[-1] == 0).all()  # a row that is not in use
-    lengths = last[:-1].norm(dim=1)
+    lengths = last[:-1].norm(dim=1) / NORMS
     assert 0.25 < lengths.square().mean() <= 1
     assert metrics[-1]["signal"] == pytest.approx(float(lengths.square().mean().sqrt()), rel=1e-5)
     assert metrics[-1]["advantage_spread"] > 0
@@ -209,7 +209,7 @@ def test_a_reward_that_says_nothing_does_nothing(answer):
         "shuffled": first_channel,
     }
     pulls, _ = steered(functions[answer], 100, shuffle_advantages=answer == "shuffled")
-    lengths = torch.stack([pull.norm() for pull in pulls]) / math.sqrt(ROWS)
+    lengths = torch.stack([pull.norm() for pull in pulls]) / math.sqrt(ROWS) / NORMS
     assert lengths.mean() < (1e-12 if answer == "the same" else 0.05)
 
 

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_named() -> None:
     _, state = kernels.rasterize_forward(**random_scene(0).arguments())
     with pytest.raises(ValueError, match=r"features: expected shape \[200, F\], got \[199, 3\]"):
         kernels.rasterize_features(state, torch.zeros(199, 3))
-    with pytest.raises(TypeError, match=r"features: expected torch.float32, got torch.float64"):
+    with pytest.raises(TypeError, match=r"features: expected torch\.float32, got torch\.float64"):
         kernels.rasterize_features(state, torch.zeros(200, 3).double())
     with pytest.raises(TypeError, match="state: expected what rasterize_forward returned, got int"):
         kernels.rasterize_features(3, torch.zeros(200, 3))

@@ -98,7 +98,7 @@ def scene_policy(
 
     parts = [grads["sh"][:, 0], grads["logit_opacities"][:, None], grads["log_scales"], grads["means"]]
     length = (torch.cat(parts, 1) * UNITS).norm(dim=1, keepdim=True)
-    pull = wishes.policy_weight * length * direction / UNITS
+    pull = 4 * wishes.policy_weight * length * direction / UNITS
     grads = grads | {
         "sh": grads["sh"] - pull[:, None, :3],
         "logit_opacities": grads["logit_opacities"] - pull[:, 3],

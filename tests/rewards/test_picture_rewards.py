@@ -128,6 +128,20 @@ def test_the_gradient_is_each_scores_own_and_leaves_the_background_alone(name):
     assert float(gradient[..., :6, :].abs().max()) == 0  # far above the disc
 
 
+@pytest.mark.parametrize("name", ["colour:red", "contrast", "symmetry", "jpeg"])
+def test_pictures_of_any_size_and_number_are_scored_and_others_refused(name):
+    reward = make_reward([name])
+    for shape in ((0, 3, 64, 64), (2, 3, 1, 1), (1, 3, 5, 40)):
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        scores = reward.score(images, [""] * len(images))
+        assert (scores.shape, scores.dtype) == ((len(images),), torch.float32)
+        assert bool(torch.isfinite(scores).all())
+    with pytest.raises(ValueError, match=r"images: expected shape \[B, 3, H, W\]"):
+        reward.score(torch.rand(2, 4, 8, 8), ["", ""])
+    with pytest.raises(TypeError, match="images: expected float32"):
+        reward.score(torch.rand(2, 3, 8, 8).double(), ["", ""])
+
+
 def test_jpeg_is_the_size_of_the_file_in_kilobytes():
     noise = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     flat = torch.full_like(noise, 0.3)

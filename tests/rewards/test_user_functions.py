@@ -22,6 +22,7 @@ from ddpo3d_fast.rewards.function import as_tensor
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
 MODULE = """
     import sys
+    import time
     import numpy as np
     import torch
     from PIL import Image
@@ -56,6 +57,11 @@ MODULE = """
         return images[:, 0].mean((1, 2)) / 255
     def printing(images, prompts):
         print("scoring", len(images))
+        return images.numpy()[:, 0].mean((1, 2))
+    CALLS = []
+    def slow(images, prompts):
+        time.sleep(0.05)
+        CALLS.append(images.shape[-1])
         return images.numpy()[:, 0].mean((1, 2))
     @torch.inference_mode()
     def inferring(images, prompts): return images[:, 0].mean((1, 2))
@@ -284,6 +290,19 @@ def test_the_scene_policy_runs_with_it(capsys, name):
     assert len(steps) == 3
     assert all(np.isfinite(row["reward"]) and row[f"reward.mine:{name}"] == row["reward"] for row in steps)
     assert not any("guide" in row for row in steps)
+
+
+@pytest.mark.parametrize("policy", ["noise", "scene"])
+def test_a_reward_that_takes_long_is_asked_now_and_then(capsys, policy):
+    """And one that only says yes or no beside it."""
+    words = ["--reward", "mine:slow", "--reward", "mine:truths=2", "--policy", policy, "--policy-pairs", "2"]
+    assert generate(*words, "--policy-every", "3", "--json", steps=7) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    steps = [row for row in rows if row["stage"] == "distill"]
+    asked = [row["step"] for row in steps if "reward" in row]
+    assert asked == [1, 4, 7]
+    assert all(0 <= row["reward.mine:truths"] <= 1 for row in steps if row["step"] in asked)
+    assert len(sys.modules["mine"].CALLS) == 1 + len(asked)  # the trial, and once a step
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, "cudas"])
