@@ -33,6 +33,7 @@ usage: ddpo3d-fast COMMAND [OPTIONS]
 commands:
   generate    make a 3D asset from a prompt
   render      turntable, contact sheet or stills of a Gaussian splat
+  export      a Gaussian splat in other formats: .spz, .splat, .sog, .glb, .usdz and more
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
 
@@ -41,6 +42,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast export outputs/a-red-mushroom-0 .spz .glb
   ddpo3d-fast engines list
 
 Each command has its own --help; --help-all shows every setting. --version prints the version.
@@ -123,7 +125,13 @@ def _fallbacks_shown(quiet: bool, say: Callable[[str], None] | None = None) -> I
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "render": _render, "info": _info, "engines": _engines}
+    commands = {
+        "generate": _generate,
+        "render": _render,
+        "export": _export,
+        "info": _info,
+        "engines": _engines,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -212,6 +220,16 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _export(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Export, parse
+    from ddpo3d_fast.convert import convert
+
+    settings = parse(Export, words)
+    for path in convert(settings):
+        if not settings.quiet:
+            print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _info(words: list[str]) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
-    ("render",),
+    ("render", "convert"),
     ("arguments", "progress", "generate"),
     ("build",),
     ("run", "control", "graphs", "schedule", "export", "journal"),
