@@ -24,7 +24,7 @@ LEVELS = (
     ("hub",),
     ("engines",),
     ("kernels", "settings", "resampling", "step"),
-    ("files", "sources"),
+    ("files", "sources", "extras"),
     ("errors",),
     ("__init__",),
 )

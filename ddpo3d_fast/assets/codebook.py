@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 _BINS = 1 << 14  # of a histogram of numbers
-_ROUNDS = 10  # of k-means
+_ROUNDS = 4  # of k-means; ten take twice as long and reduce the error by 2 %
+_SCALAR_ROUNDS = 30  # in one dimension, of a histogram
 _SAMPLE = 1 << 16  # vectors that a codebook is made of
 _AT_ONCE = 1 << 14  # vectors whose distances are in memory
 
@@ -15,7 +16,9 @@ def scalar_codebook(numbers: Tensor, size: int = 256) -> Tensor:
     """[size] ascending numbers that stand for `numbers` [M]: k-means in one dimension, from quantiles on, of
     a histogram. Finite where these are; fewer than `size` values come out as themselves."""
     numbers = numbers.double()
-    known = torch.unique(numbers)
+    known = torch.unique(numbers[: 1 + 16 * size])
+    if len(known) <= size and len(numbers) > 16 * size:
+        known = torch.unique(numbers)
     if len(known) <= size:
         last = known[-1:] if len(known) else known.new_zeros(1)
         return torch.cat([known, last.expand(size - len(known))])
@@ -30,7 +33,7 @@ def scalar_codebook(numbers: Tensor, size: int = 256) -> Tensor:
     spread = weights.sqrt().cumsum(0)
     levels = torch.linspace(0, 1, size, dtype=torch.float64) * float(spread[-1])
     book = places[torch.searchsorted(spread, levels).clamp(max=len(places) - 1)]
-    for _ in range(3 * _ROUNDS):
+    for _ in range(_SCALAR_ROUNDS):
         nearest = nearest_scalars(places, book)
         total = torch.zeros(size, dtype=torch.float64).index_add_(0, nearest, weights)
         moved = torch.zeros(size, dtype=torch.float64).index_add_(0, nearest, sums)

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpo3d_fast.assets.extras import load
 from ddpo3d_fast.assets.incoming import Incoming, assembled, read_bytes
 from ddpo3d_fast.assets.outgoing import Outgoing
 from ddpo3d_fast.assets.raw import PlyGaussians, logits
 from ddpo3d_fast.assets.smallest_three import LARGEST, put_together, take_apart
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.extras import load
 from ddpo3d_fast.files import write_bytes
 
 UP = "y"
@@ -48,7 +48,7 @@ def write(path: Path, scene: Outgoing, version: int = 3) -> None:
     Raises:
         InputError: version 4, without the package zstandard; or a position beyond 8e6.
     """
-    zstandard = load("zstandard", f"{path}: SPZ of version 4") if version == 4 else None
+    zstandard = load("formats", "zstandard", f"{path}: SPZ of version 4") if version == 4 else None
     reach = float(scene.gaussians.means.abs().max()) if scene.count else 0.0
     fraction = min(_FRACTION, math.floor(math.log2((2**23 - 1) / reach))) if reach else _FRACTION
     if fraction < 0:
@@ -171,7 +171,7 @@ def _gunzipped(path: Path, data: bytes) -> bytes:
 
 def _inflated(path: Path, data: bytes, sizes: list[int], streams: int) -> list[bytes]:
     """The columns of version 4, which has no streams for empty ones."""
-    zstandard = load("zstandard", f"{path}: SPZ of version 4")
+    zstandard = load("formats", "zstandard", f"{path}: SPZ of version 4")
     damaged = f"{path}: a damaged SPZ file of version 4"
     filled = [index for index, size in enumerate(sizes) if size]
     try:

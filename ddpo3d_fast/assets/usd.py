@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpo3d_fast.assets.extras import load
 from ddpo3d_fast.assets.incoming import Incoming, assembled, joined
 from ddpo3d_fast.assets.outgoing import Outgoing
 from ddpo3d_fast.assets.raw import PlyGaussians, logits
 from ddpo3d_fast.assets.turning import moved, rotation_matrices
 from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.extras import load
 from ddpo3d_fast.files import atomic_path
 
 UP = "y"
@@ -37,7 +37,7 @@ def write(path: Path, scene: Outgoing) -> None:
     Raises:
         InputError: the package usd-core is missing.
     """
-    load("pxr", f"{path}: USD")
+    load("formats", "pxr", f"{path}: USD")
     from pxr import UsdUtils
 
     with atomic_path(path) as temporary:
@@ -113,7 +113,7 @@ def read(path: Path) -> Incoming:
         InputError: the package usd-core is missing, a damaged file, one without Gaussians, or a prim that
             stretches or mirrors; one line that names the file.
     """
-    load("pxr", f"{path}: USD")
+    load("formats", "pxr", f"{path}: USD")
     from pxr import Tf, Usd, UsdGeom, UsdVol
 
     try:

