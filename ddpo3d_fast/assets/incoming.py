@@ -45,8 +45,8 @@ def assembled(
         InputError: another value that is NaN or infinite; one line that names the file and the Gaussian.
     """
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-        columns = [np.ascontiguousarray(column, np.float32) for column in (means, quats, log_scales)]
-        columns += [np.ascontiguousarray(logit_opacities, np.float32), np.ascontiguousarray(sh, np.float32)]
+        numbers = (means, quats, log_scales, logit_opacities, sh)
+        columns = [np.require(column, np.float32, ["C", "W"]) for column in numbers]
     scene = PlyGaussians(*(torch.from_numpy(column) for column in columns))
     scales, turns = scene.log_scales, scene.quats
     scales = torch.where(scales == -torch.inf, scales.new_tensor(THIN), scales)

@@ -57,6 +57,8 @@ class Outgoing:
 def morton_order(means: Tensor) -> Tensor:
     """[N] indices that go through a scene [N, 3] along a Z-shaped curve, so that neighbours in a file are
     neighbours in space: 21 bits an axis, interleaved (Morton, 1966)."""
+    if not len(means):
+        return torch.zeros(0, dtype=torch.int64)
     numbers = means.double()
     low, high = numbers.amin(0, keepdim=True), numbers.amax(0, keepdim=True)
     share = (numbers - low) / torch.where(high > low, high - low, 1.0)

@@ -6,7 +6,7 @@ Rotations: in version 2 bytes of x, y, z with w positive; from 3 on the number o
 2 bits, and the others as sign and 9 bits up to 1/sqrt(2). Versions 2 and 3 are one gzip stream; 4 has the
 header plain, a table of sizes, and a zstandard stream a column.
 
-The world has y up and the viewer at +z, unless an extension says otherwise, which is not read here.
+The world has y up and the viewer at +z, unless an extension says otherwise; extensions are not read here.
 
 Source: github.com/nianticlabs/spz, README.md, July 2026.
 """
@@ -17,6 +17,7 @@ import gzip
 import itertools
 import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from ddpo3d_fast.assets.incoming import Incoming, assembled, read_bytes
 from ddpo3d_fast.assets.outgoing import Outgoing
 from ddpo3d_fast.assets.raw import PlyGaussians, logits
 from ddpo3d_fast.assets.smallest_three import LARGEST, put_together, take_apart
-from ddpo3d_fast.errors import InputError, first_line
+from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 from ddpo3d_fast.extras import load
 from ddpo3d_fast.files import write_bytes
 
@@ -36,6 +37,7 @@ VERSIONS = (2, 3, 4)
 _HEADER = struct.Struct("<4sIIBBBB")  # name, version, count, degree, fractional bits, flags, streams or 0
 _TABLE = struct.Struct("<I12x")  # version 4: where the table of sizes begins
 _FRACTION = 12  # bits, where they suffice
+_EXTENSIONS = 2  # a bit of the flags
 _MAGNITUDE = 511  # most of the 9 bits of a rotation's component
 _COLOR = 0.15  # a byte's range of a colour over that of its harmonic
 _LEVELS = (6, 9)  # of gzip and zstandard: twice as large a level saves 2 % and takes three times as long
@@ -112,10 +114,16 @@ def read(path: Path) -> Incoming:
         data = _gunzipped(path, data)
     if len(data) < _HEADER.size or data[:4] != b"NGSP":
         raise InputError(f"{path}: not an SPZ file: it does not begin with 'NGSP'")
-    _, version, count, degree, fraction, _, streams = _HEADER.unpack_from(data)
+    _, version, count, degree, fraction, flags, streams = _HEADER.unpack_from(data)
     if version not in VERSIONS or plain != (version == 4) or degree > 4 or fraction > 23:
         raise InputError(
             f"{path}: expected SPZ of version 2 to 4, degree 0 to 4, got version {version}, degree {degree}"
+        )
+    if flags & _EXTENSIONS:
+        warnings.warn(
+            f"{path}: an extension of SPZ is not read, which may say that it has other axes: --up turns it",
+            FallbackWarning,
+            stacklevel=2,
         )
     bases = (degree + 1) ** 2
     sizes = [
@@ -143,7 +151,7 @@ def read(path: Path) -> Incoming:
     gaussians = assembled(
         path,
         means=(fixed.view("<i4")[..., 0] >> 8) / np.float32(2**fraction),
-        quats=np.roll(_quats(quats.reshape(count, -1), version), 1, axis=1),
+        quats=np.roll(_quats(quats.reshape(count, 3 if version == 2 else 4), version), 1, axis=1),
         log_scales=scales.reshape(count, 3) / np.float32(16) - 10,
         logit_opacities=logits(torch.from_numpy(alphas / 255)).numpy(),
         sh=sh,

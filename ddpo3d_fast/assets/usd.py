@@ -137,23 +137,22 @@ def _gaussians(path: Path, prim: Any) -> PlyGaussians:
     def column(name: str, width: int, default: float | None = None) -> np.ndarray:
         for spelled in (name, f"{name}h"):  # the second holds half precision
             value = prim.GetAttribute(spelled).Get(Usd.TimeCode.EarliestTime())
-            if value is not None and (len(value) or name == "positions"):
+            if value is not None and len(value) >= count:
                 return np.array(value, np.float32).reshape(-1, width)
         if default is None:
-            raise InputError(f"{path}: {prim.GetPath()} has no {name}")
+            raise InputError(f"{path}: {prim.GetPath()} has no {name}, or too few of them")
         return np.full((count, width), default, np.float32)
 
     count = 0
     means = column("positions", 3)
-    count = len(means)
+    count = len(means)  # what is longer is cut, by the schema
     degree = int(prim.GetAttribute(f"{_HARMONICS}Degree").Get())
-    sh = column(f"{_HARMONICS}Coefficients", 3, 0.0)
-    quats = column("orientations", 4)
-    bases = (degree + 1) ** 2
-    if len(quats) != count or len(sh) not in (count, count * bases):
-        raise InputError(f"{path}: {prim.GetPath()}: expected as many values of every attribute as positions")
-    sh = sh.reshape(count, -1 if count else 1, 3)[:, :16]
+    sh = column(f"{_HARMONICS}Coefficients", 3)
+    if len(sh) < count * (degree + 1) ** 2:
+        raise InputError(f"{path}: {prim.GetPath()}: expected {(degree + 1) ** 2} harmonics a Gaussian")
+    sh = sh[: count * (degree + 1) ** 2].reshape(count, (degree + 1) ** 2, 3)[:, :16]
+    quats = column("orientations", 4)[:count]
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_scales = np.log(column("scales", 3))
-    alphas = torch.from_numpy(column("opacities", 1, 1.0)[:, 0]).clamp(0, 1)
+        log_scales = np.log(column("scales", 3)[:count])
+    alphas = torch.from_numpy(column("opacities", 1, 1.0)[:count, 0]).clamp(0, 1)
     return assembled(path, means, np.roll(quats, 1, axis=1), log_scales, logits(alphas).numpy(), sh)
