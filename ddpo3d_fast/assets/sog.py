@@ -71,9 +71,9 @@ def write(path: Path, scene: Outgoing) -> None:
         "asset": {"generator": "ddpo3d-fast"},
         "count": count,
         "means": {"mins": low.tolist(), "maxs": high.tolist(), "files": ["means_l.webp", "means_u.webp"]},
-        "scales": {"codebook": scales.tolist(), "files": ["scales.webp"]},
+        "scales": {"codebook": _short(scales), "files": ["scales.webp"]},
         "quats": {"files": ["quats.webp"]},
-        "sh0": {"codebook": colors.tolist(), "files": ["sh0.webp"]},
+        "sh0": {"codebook": _short(colors), "files": ["sh0.webp"]},
     }
     width = 4 * int(np.ceil(np.sqrt(count) / 4))
     pictures = {
@@ -89,6 +89,11 @@ def write(path: Path, scene: Outgoing) -> None:
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, data in {**pictures, "meta.json": json.dumps(meta).encode()}.items():
             bundle.writestr(zipfile.ZipInfo(name, _MOMENT), data)
+
+
+def _short(book: Tensor) -> list[float]:
+    """Numbers with so many digits as matter."""
+    return [float(f"{number:.6g}") for number in book.tolist()]
 
 
 def _logarithmic(means: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ def _harmonics(rest: Tensor, width: int) -> tuple[dict[str, Any], dict[str, byte
     meta = {
         "count": size,
         "bands": _COEFFICIENTS.index(coefficients),
-        "codebook": book.tolist(),
+        "codebook": _short(book),
         "files": ["shN_centroids.webp", "shN_labels.webp"],
     }
     split = torch.stack([labels % 256, labels // 256, torch.zeros_like(labels)], 1)
