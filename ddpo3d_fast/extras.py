@@ -13,6 +13,15 @@ from ddpo3d_fast.errors import InputError, first_line
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {"tensorrt": "tensorrt", "onnx": "onnx", "onnxscript": "onnxscript"},
     "formats": {"usd-core": "pxr", "zstandard": "zstandard"},
+    "mesh": {
+        "scikit-image": "skimage",
+        "fast-simplification": "fast_simplification",
+        "xatlas": "xatlas",
+        "trimesh": "trimesh",
+        "scipy": "scipy",
+    },
+    "cluster": {"ray": "ray"},
+    "viewer": {"viser": "viser"},
 }
 
 

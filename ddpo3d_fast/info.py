@@ -152,7 +152,7 @@ def report() -> dict[str, Any]:
             "cuda_devices": gpu_models(),
         },
         "runtimes": {name: _version(name) for name in PACKAGES},
-        "extras": {name: missing(name) for name in EXTRAS},
+        "extras": {extra: missing(extra) for extra in EXTRAS},
         "models": {"prior": prior, "scorer": scorer},
         "used": {
             "device": why,
@@ -175,9 +175,9 @@ def describe(facts: dict[str, Any]) -> str:
     lines += ["", "runtimes"]
     lines += [f"  {name:<17}{version or 'not installed'}" for name, version in facts["runtimes"].items()]
     lines += ["", "extras"]
-    for name, lacking in facts["extras"].items():
-        said = f"not here ({', '.join(lacking)}): {command(name)}" if lacking else "here"
-        lines.append(f"  {name:<17}{said}")
+    for extra, lacking in facts["extras"].items():
+        text = f"without {', '.join(lacking)}: {command(extra)}" if lacking else "installed"
+        lines.append(f"  {extra:<17}{text}")
     lines += ["", "embedded models"]
     for name, model in models.items():
         text = f"{model['mebibytes']:.1f} MiB  {model['path']}" if model else "not found"

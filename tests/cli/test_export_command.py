@@ -86,4 +86,4 @@ def test_spz_has_the_version_that_was_asked_for(command: Command, ply: Path) -> 
 def test_info_tells_which_extras_are_there(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "formats" in json.loads(command("info", "--json").out)["extras"]
     monkeypatch.setattr("ddpo3d_fast.info.missing", lambda extra: ["usd-core"] if extra == "formats" else [])
-    assert "not here (usd-core): pip install 'ddpo3d-fast[formats]'" in command("info").out
+    assert "without usd-core: pip install 'ddpo3d-fast[formats]'" in command("info").out
