@@ -7,6 +7,11 @@ from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
+from .footprints import (
+    FootprintGradients,
+    rasterize_footprints_backward,
+    rasterize_footprints_forward,
+)
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterize import rasterize
 from .rasterizer import (
@@ -16,12 +21,16 @@ from .rasterizer import (
     rasterize_backward,
     rasterize_forward,
 )
+from .rules import Given, Rules
 
 __all__ = [
     "AdamGroup",
+    "FootprintGradients",
+    "Given",
     "Rasterization",
     "RasterizeGradients",
     "RasterizeState",
+    "Rules",
     "TileCapacity",
     "TooManyEntries",
     "adam",
@@ -37,6 +46,8 @@ __all__ = [
     "philox_normal",
     "rasterize",
     "rasterize_backward",
+    "rasterize_footprints_backward",
+    "rasterize_footprints_forward",
     "rasterize_forward",
     "score_residual",
     "set_num_threads",
