@@ -17,9 +17,11 @@ namespace py = pybind11;
 using namespace ddpo3d_fast;
 
 void bind_diffusion(py::module_ &module);
+void bind_mesh(py::module_ &module);
 #ifdef DDPO3D_WITH_CUDA
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
+void bind_cuda_mesh(py::module_ &module);
 #endif
 
 namespace {
@@ -43,6 +45,17 @@ void bind_rasterizer(py::module_ &module) {
       py::arg("radii"), py::arg("box_radii"), py::arg("max_entries"));
 
   module.def("rasterize_entries_bytes_cpu", &rasterize_entries_bytes_cpu, py::arg("entries"));
+
+  module.def(
+      "rasterize_features_cpu",
+      [](const RasterizeParams &params, const RasterizeState &state, std::uintptr_t features,
+         int64_t num_features, std::uintptr_t out) {
+        py::gil_scoped_release release;
+        rasterize_features_cpu(params, pointer<const float>(features), num_features, pointer<float>(out),
+                               state);
+      },
+      py::arg("params"), py::arg("state"), py::kw_only(), py::arg("features"), py::arg("num_features"),
+      py::arg("out"));
 
   module.def(
       "rasterize_backward_cpu",
@@ -87,8 +100,10 @@ PYBIND11_MODULE(_C, module) {
   });
   bind_cuda_rasterizer(module);
   bind_cuda_diffusion(module);
+  bind_cuda_mesh(module);
 #else
   module.attr("with_cuda") = false;
 #endif
   bind_diffusion(module);
+  bind_mesh(module);
 }

@@ -64,7 +64,17 @@ inline void bind_rasterize_params(pybind11::module_ &module) {
            py::arg("intrinsics"), py::arg("backgrounds"), py::arg("means2d_offsets"), py::arg("eps2d"),
            py::arg("factor_min"), py::arg("alpha_max"), py::arg("transmittance_min"),
            py::arg("through_clamp"), py::arg("sigmas"), py::arg("radius_clip"), py::arg("unit_quats"),
-           py::arg("positions"), py::arg("means2d"), py::arg("covariances2d"), py::arg("depths"));
+           py::arg("positions"), py::arg("means2d"), py::arg("covariances2d"), py::arg("depths"))
+      .def(
+          "with_colors", // the same but for plain colours [N, 3] on black
+          [](RasterizeParams p, std::uintptr_t colors) {
+            p.sh_degree = -1;
+            p.color_stride = 3;
+            p.colors = pointer<const float>(colors);
+            p.backgrounds = nullptr;
+            return p;
+          },
+          py::arg("colors"));
 }
 
 } // namespace ddpo3d_fast
