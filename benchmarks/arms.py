@@ -25,6 +25,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "noise": {"reward": {"policy": "noise", **ALONE}},
     "noise7": {"reward": {"policy": "noise", **ALONE}, "schedule": SEVEN},
     "rewardsds": {"reward": {"policy": "noise", "baseline": "rewardsds", **ALONE}, "schedule": SEVEN},
+    "latent": {"reward": {"policy": "latent", **ALONE}},
+    "view": {"reward": {"policy": "view", **ALONE}},
     "scene": {"reward": {"policy": "scene", **ALONE}},
     "shuffled": {"reward": {"policy": "scene", "shuffle_advantages": True, **ALONE}},
     **{name: {"reward": NONE, "distillation": {"residual": name}} for name in ("csd", "nfsd", "ism", "sdi")},
