@@ -21,6 +21,7 @@ SEVEN = {"views": 1, "noises": 7}
 ARMS: dict[str, dict[str, Any]] = {
     "all": {},
     "sds": {"reward": NONE},
+    "sds7": {"reward": NONE, "schedule": SEVEN},
     "guide": {"reward": {"policy_weight": 0.0}},
     "noise": {"reward": {"policy": "noise", **ALONE}},
     "noise7": {"reward": {"policy": "noise", **ALONE}, "schedule": SEVEN},

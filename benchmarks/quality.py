@@ -9,7 +9,7 @@ colour, and for half of those with a second material a second colour. An arm is 
 `all`; NAME*W weighs its policy and guide W times as much. With the first one the others are compared.
 
     all        the settings as they are
-    sds        score distillation alone
+    sds        score distillation alone; sds7 with one view and seven noises a step
     guide      and the reward's own gradient on the views
     noise      and the noise policy; noise7 with one view and seven noises a step
     rewardsds  noise7, its noises weighed as RewardSDS has it
