@@ -14,22 +14,24 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
-    ("render",),
+    ("render", "convert", "mesh", "batch", "view"),
+    ("refine",),
     ("arguments", "progress", "generate"),
     ("build",),
     ("run", "control", "graphs", "schedule", "export", "journal"),
     ("info", "configure", "help"),
+    ("meshing",),
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),
     ("hub",),
-    ("engines",),
+    ("engines", "compat"),
     ("kernels", "settings", "resampling", "step"),
-    ("files", "sources"),
+    ("files", "sources", "extras"),
     ("errors",),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-LEAVES = {"kernels": {"_C"}}  # rooms that know nothing else of the package
+LEAVES = {"kernels": {"_C"}, "compat": {"kernels"}}  # rooms that know nothing else of the package
 
 
 def room_of(file: Path) -> str:

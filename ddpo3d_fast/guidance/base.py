@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.resampling import resize, resize_vjp
+from ddpo3d_fast.rewards import Scores, short_names
 from ddpo3d_fast.step import Step, Tensors
 
 Timer = Callable[[str], AbstractContextManager[None]]  # entered around each part of a step
@@ -19,6 +20,14 @@ Timer = Callable[[str], AbstractContextManager[None]]  # entered around each par
 def untimed(part: str) -> AbstractContextManager[None]:
     """No timer."""
     return nullcontext()
+
+
+def told_of(name: str, scores: Scores) -> Tensors:
+    """What to report of scores: their mean as NAME, and that of each reward, without its weight, as
+    NAME.REWARD."""
+    short = short_names(scores.each)
+    each = {f"{name}.{short[reward]}": part.mean() for reward, part in scores.each.items()}
+    return {name: scores.total.mean()} | each
 
 
 class Movable(Protocol):

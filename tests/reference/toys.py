@@ -24,6 +24,8 @@ def pattern(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class ToyCodec:
     """Pictures [V, 3, H, W] to latents [V, 4, H/2, W/2], not linear; and back, beyond [0, 1] too."""
 
+    patch = 1
+
     def __init__(self) -> None:
         self.runtimes: dict[str, str] = {}
 
@@ -100,6 +102,8 @@ def steep_score(images: Tensor, prompts: list[str]) -> Tensor:
     """The same, but that the best of many is far above the others."""
     return (10 * (score(images, prompts) - 3)).exp()
 
+
+score.differentiable = steep_score.differentiable = True
 
 REWARD, BLIND_REWARD, STEEP_REWARD = (f"toy_{name}reward:score" for name in ("", "blind_", "steep_"))
 # By what --reward calls them.
