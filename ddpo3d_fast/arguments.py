@@ -66,7 +66,7 @@ class Generate(Config):
 EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
-    *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
+    *("reward", "policy", "policy_weight", "guide_weight", "views", "gaussians"),
     *("overwrite", "mesh", "view", "json", "quiet", "verbose"),
 )
 
