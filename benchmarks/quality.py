@@ -22,8 +22,10 @@ Each asset is judged from 8 views between the training elevations:
     named           the judge of true renders names class and colour (and see `second_named`), of all 8 views
     class, colour   its mean log-probability of the prompt's
     IoU             of the silhouettes with those of the class's mean object
-    reward, other   mean score by the run's scorer, and by the evaluation scorer, which no run follows
+    reward, other   mean score by the run's rewards, in the file by name, too; by the evaluation scorer, which
+                    no run follows
     evaluations     of the UNet: a noisy latent with and without the prompt is one
+    seconds         of the whole run; processor: of all threads, which what else runs disturbs less
 
 Intervals are percentile bootstraps of the paired difference to the first arm, over prompts (paired.py). What
 the JSON file already has is not made again. --pictures keeps each asset's views, for --sheet and --gallery;
@@ -63,7 +65,7 @@ from ddpo3d_fast.files import read_json, write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.kernels import set_num_threads
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import make_reward, scores_of, short_names
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, orbit
 from ddpo3d_fast.settings import Config
@@ -100,6 +102,7 @@ MEASURES = {  # and their decimals in the tables
     "IoU": 3,
     "evaluations": 0,
     "seconds": 1,
+    "processor": 1,
 }
 
 
@@ -184,10 +187,13 @@ class Judges:
         named = {"class": CLASS_NAMES[int(classes.argmax())], "color": COLOR_NAMES[int(colors.argmax())]}
         named["second"] = wanted.second and second_named(pictures, wanted.name, wanted.color)
         right = named == {"class": wanted.name, "color": wanted.color, "second": wanted.second}
+        scores = scores_of(self.scorer, pictures, [wanted.prompt] * VIEWS)
+        short = short_names(scores.each)
         return {
             "names": named,
             "named": float(right),
-            "reward": float(self.scorer.score(pictures, [wanted.prompt] * VIEWS).mean()),
+            "reward": float(scores.total.mean()),
+            "rewards": {short[name]: float(each.mean()) for name, each in scores.each.items()},
             "other reward": float(self.evaluation(pictures).mean()),
             "class": float(classes[CLASS_NAMES.index(wanted.name)]),
             "colour": float(colors[COLOR_NAMES.index(wanted.color)]),
@@ -221,16 +227,17 @@ def judges_of(rewards: tuple[str, ...]) -> Judges:
 
 def make(task: Task) -> tuple[paired.Row, Tensor]:
     """A row of figures, and the views [8, 64, 64, 3]."""
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as place, counted_evaluations() as counts:
         folder = (task.assets or Path(place)) / task.slug
         config = replace(task.config, prompt=task.wanted.prompt, output=folder)
         generate(config, RunFolder.create(config, overwrite=True), lambda row: None)
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - worked
         asset = Gaussians(*read_ply(folder / "asset.ply"))
     pictures, coverage = held_out_views(asset)
     said = judges_of(config.reward.reward)(pictures, coverage, task.wanted)
     cost = {"steps": config.schedule.steps, "evaluations": sum(counts), "seconds": seconds}
+    cost["processor"] = processor
     return task.facts | said | cost, pictures.permute(0, 2, 3, 1)
 
 

@@ -22,6 +22,7 @@ from ddpo3d_fast.guidance import (
     RewardGuide,
     ScenePolicy,
     ScoreDistillation,
+    ViewPolicy,
 )
 from ddpo3d_fast.journal import Journal, Observer
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
@@ -176,13 +177,16 @@ def guidances_of(
     scene: Representation,
 ) -> tuple[Guidance, ...]:
     """What pulls at the views of a run and at its scene, in the order in which they add up."""
-    wishes, distilled = config.reward, config
-    if wishes.policy == "scene":  # a guidance of its own, beside plain distillation
+    wishes, distilled, device = config.reward, config, prior.device
+    if wishes.policy in ("view", "scene"):  # a guidance of its own, beside plain distillation
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
-    if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
-        moved = scene.moved_channels(wishes.policy_moves)
-        guidances.append(ScenePolicy(scorer, config, moved, prior.device, clock))
+    if scorer is not None and wishes.policy_weight > 0:
+        if wishes.policy == "view":
+            guidances.append(ViewPolicy(scorer, config, device, clock))
+        if wishes.policy == "scene":
+            moved = scene.moved_channels(wishes.policy_moves)
+            guidances.append(ScenePolicy(scorer, config, moved, device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
@@ -196,7 +200,7 @@ def predictions(config: Config) -> int:
 def pictures_scored(config: Config) -> int:
     """How many the policy has scored in a step."""
     schedule, wishes = config.schedule, config.reward
-    if wishes.policy == "scene":
+    if wishes.policy in ("view", "scene"):
         return 2 * wishes.policy_pairs
     return schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
 
@@ -225,7 +229,7 @@ def load_models(
     )
     prompts = config.prompt, config.negative_prompt
     prior = models(wanted, lambda: load_prior(dataclasses.replace(wanted, prompts=prompts)))
-    prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy != "scene")
+    prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy in ("noise", "latent"))
     if not rewards:
         return prior, None
     scored = pictures_scored(config)
