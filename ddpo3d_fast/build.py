@@ -144,7 +144,14 @@ def pictures_scored(config: Config) -> int:
     schedule, wishes = config.schedule, config.reward
     if wishes.policy == "scene":
         return 2 * wishes.policy_pairs
-    return schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    return schedule.views * (schedule.actions(True) if wishes.reward_of == "action" else 1)
+
+
+def compares(config: Config) -> bool:
+    """Whether the policy compares actions of a view, so that the prior sees as many of it."""
+    wishes = config.reward
+    acts = wishes.policy_weight > 0 and wishes.policy != "scene"
+    return acts and (wishes.policy == "ddim" or wishes.reward_of == "action")
 
 
 def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
@@ -164,7 +171,7 @@ def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | N
             codec=model.codec,
             lora=[adapter(text) for text in model.lora],
             interpolate_views=model.interpolate_views,
-            calls=calls_of(schedule, predictions(config)),
+            calls=calls_of(schedule, predictions(config), compares(config)),
             prompts=(config.prompt, config.negative_prompt),
         )
     )

@@ -61,7 +61,7 @@ def validate(config: Config) -> Config:
             if value != only:
                 raise InputError(f"{name}: expected {only} with --policy scene, got {value!r}")
     elif reward.policy_weight and reward.baseline == "group":
-        if config.schedule.noises < 2:
+        if config.schedule.noises == 1:
             raise InputError(
                 "--noises: expected at least 2 for a policy gradient with the group baseline, got 1"
             )

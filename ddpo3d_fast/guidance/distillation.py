@@ -46,7 +46,7 @@ class ScoreDistillation(Guidance):
     ) -> None:
         """`prompt` is what the prior has understood; `scorer` may be None where the policy weight is 0."""
         self.prior, self.prompt, self.scorer, self.timer = prior, prompt, scorer, timer
-        self.text, self.seed, self.noises = config.prompt, config.seed, config.schedule.noises
+        self.text, self.seed, self.schedule = config.prompt, config.seed, config.schedule
         self.settings, self.policy = config.distillation, config.reward
         self.baseline = RunningBaseline(device=prior.device)
         self.objective = OBJECTIVES[self.settings.residual]
@@ -77,7 +77,9 @@ class ScoreDistillation(Guidance):
         }
         if self.policy.shuffle_advantages:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
-            inputs["lots"] = torch.rand(len(step.timesteps), self.noises, generator=generator)
+            inputs["lots"] = torch.rand(
+                len(step.timesteps), self.schedule.actions(True), generator=generator
+            )
         return inputs
 
     def state(self) -> Tensors:
@@ -89,7 +91,8 @@ class ScoreDistillation(Guidance):
 
     def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
         pictures, inputs, acting = seen.pictures, seen.inputs, seen.variant
-        prior, actions = self.prior, self.noises
+        prior = self.prior
+        actions = self.schedule.actions(acting and self.policy.reward_of == "action")
         timesteps, strength = inputs["timesteps"], inputs["strength"]
         with self.timer("predict"):
             conditions = prior.conditions(self.prompt, inputs["seen_from"])
@@ -127,7 +130,7 @@ class ScoreDistillation(Guidance):
         inputs: Tensors,
     ) -> tuple[Tensor, Tensor]:
         """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
-        prior, actions = self.prior, self.noises
+        prior, actions = self.prior, self.schedule.actions(True)
         levels, offset = prior.alphas_cumprod[timesteps], inputs["stream_offset"]
         noisy = add_noise(latents, levels, self.seed, NOISE_STREAM, stream_offset=offset)
         with self.timer("predict"):
@@ -177,10 +180,10 @@ class ScoreDistillation(Guidance):
     ) -> Tensor:
         """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views."""
         assert self.scorer is not None, "a policy gradient needs a scorer"
-        views = len(pictures)
+        views, actions = len(pictures), len(noisy) // len(pictures)
         if self.policy.reward_of == "render":
             with self.timer("reward"):
-                return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, self.noises)
+                return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, actions)
         with self.timer("residual"):
             clean = self.arithmetic.denoise_action(
                 noisy,
@@ -194,7 +197,7 @@ class ScoreDistillation(Guidance):
         assert clean is not None
         with self.timer("reward"):
             scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
-        return scores.view(views, self.noises)
+        return scores.view(views, actions)
 
     def _advantages(self, rewards: Tensor, inputs: Tensors) -> Tensor:
         advantages = (

@@ -326,9 +326,10 @@ def test_the_asset_is_the_documented_part_of_the_scene(
 def test_a_step_of_the_embedded_models_is_the_documented_one(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(tmp_path, model="embedded", reward=(), views=2, gaussians=30, policy=policy)
+    asked = {"model": "embedded", "precision": "fp32", "reward": ()}
+    config = configured(tmp_path, views=2, gaussians=30, policy=policy, **asked)
     prior, score = (
-        toys.InFloat32(load_prior(PriorSettings("embedded"))),
+        toys.InFloat32(load_prior(PriorSettings("embedded", dtype=torch.float32))),
         toys.in_float32(make_reward(("embedded",))),
     )
 
