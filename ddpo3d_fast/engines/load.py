@@ -65,7 +65,8 @@ def load_engine(
     for name, kind in dict.fromkeys(tries):
         try:
             if name == "onnxruntime" and kind != torch.float32:
-                raise InputError(f"--precision: expected fp32 with onnxruntime and {graph}, got {precision(kind)}")
+                wrong = f"got {precision(kind)}"
+                raise InputError(f"--precision: expected fp32 with onnxruntime and {graph}, {wrong}")
             engine = OpenVinoEngine(graph, kind, batch) if name == "openvino" else OnnxEngine(graph)
             if probe.is_file():
                 output, error = disagreement(engine, *_read_probe(probe))

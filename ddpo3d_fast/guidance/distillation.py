@@ -77,9 +77,7 @@ class ScoreDistillation(Guidance):
         }
         if self.policy.shuffle_advantages:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
-            inputs["lots"] = torch.rand(
-                len(step.timesteps), self.schedule.actions(True), generator=generator
-            )
+            inputs["lots"] = torch.rand(len(step.timesteps), self.schedule.actions(True), generator=generator)
         return inputs
 
     def state(self) -> Tensors:

@@ -60,8 +60,7 @@ def test_half_precision_is_taken_where_the_probe_agrees(network, shipped, recwar
 
 def test_a_prior_runs_on_the_runtime_that_was_asked_for():
     runtimes = {
-        name: load_prior(PriorSettings("embedded", runtime=name)).runtime
-        for name in ("onnxruntime", "torch")
+        name: load_prior(PriorSettings("embedded", runtime=name)).runtime for name in ("onnxruntime", "torch")
     }
     assert runtimes["onnxruntime"].startswith("ONNX Runtime")
     assert runtimes["torch"] == f"torch {torch.__version__}, CPU, float32"
