@@ -29,6 +29,8 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 # A ReLU's gradient jumps where rounding moves its input across 0: the error is the root of the rounding, and
 # was 5e-2 in fp16 and 1.1e-1 in bf16 for the tiny autoencoder.
+# Of a graph that ships with its probe: the embedded UNet's is off by 7e-3 in bf16 there, 2.5e-3 in runs.
+SHIPPED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 4e-1}
 FORMAT = 1  # of the cache's entries: what the code here makes of a network
 
@@ -70,7 +72,7 @@ def load_engine(
             engine = OpenVinoEngine(graph, kind, batch) if name == "openvino" else OnnxEngine(graph)
             if probe.is_file():
                 output, error = disagreement(engine, *_read_probe(probe))
-                if not error <= TOLERANCE[kind]:
+                if not error <= SHIPPED_TOLERANCE[kind]:
                     raise Disagreement(_another(str(probe), engine, output, error))
         except InputError as error:
             rejected = error

@@ -77,6 +77,8 @@ class OpenVinoEngine:
         self._outputs = [output.any_name for output in self._read().outputs]
         self._sizes: dict[str, tuple[int, ...]] | None = None  # of what is compiled, without the items
         self._request: Any = None
+        self._waves: Any = None  # a request for what must not be rounded to bf16
+        self._names_of_waves: list[str] = []
         threads = get_num_threads()
         self.runtime = f"OpenVINO {version()}, CPU, {precision(dtype)}, {threads} threads"
 
@@ -92,6 +94,9 @@ class OpenVinoEngine:
                 name: _filled(tensor[begin : begin + items], self._batch).numpy()
                 for name, tensor in given.items()
             }
+            if self._waves is not None:
+                waves = self._waves.infer(piece, share_inputs=True)
+                piece |= {name: waves[place] for place, name in enumerate(self._names_of_waves)}
             results = self._request.infer(piece, share_inputs=True)
             for place, name in enumerate(self._outputs):  # compiled, they may be called otherwise
                 made = torch.from_numpy(results[place])
@@ -112,17 +117,26 @@ class OpenVinoEngine:
     def _compile(self, sizes: dict[str, tuple[int, ...]]) -> None:
         if sizes == self._sizes:
             return
-        self._request = None  # its memory is free before the next one's is taken
+        self._request = self._waves = None  # their memory is free before the next ones' is taken
+        assert self._batch is not None
+        shapes = {name: [self._batch, *rest] for name, rest in sizes.items()}
         model = self._read()
-        model.reshape({name: [self._batch, *rest] for name, rest in sizes.items()})
-        wishes = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self._dtype],  # else bf16 unasked where there is AMX
-            "INFERENCE_NUM_THREADS": get_num_threads(),
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # the kernels' threads want these cores, too
-        }
-        self._request = _openvino().Core().compile_model(model, "CPU", wishes).create_infer_request()
-        self._sizes = sizes
+        model.reshape(shapes)
+        if self._dtype == torch.bfloat16 and _nodes(model, "Sin", "Cos"):
+            self._names_of_waves, before = _cut_at_waves(model, self._read(), shapes)
+            self._waves = _request(before, torch.float32)
+        self._request, self._sizes = _request(model, self._dtype), sizes
+
+
+def _request(model: Any, dtype: torch.dtype) -> Any:
+    """Compiles a model of fixed sizes."""
+    wishes = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],  # else bf16 unasked where there is AMX
+        "INFERENCE_NUM_THREADS": get_num_threads(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # the kernels' threads want these cores, too
+    }
+    return _openvino().Core().compile_model(model, "CPU", wishes).create_infer_request()
 
 
 def version() -> str:
@@ -157,22 +171,47 @@ def _untie(model: Any) -> None:
     In fp32 OpenVINO computes wrong where a Convolution reads them, too, as in a VJP
     (github.com/openvinotoolkit/openvino/issues/33397).
     """
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "ConvolutionBackpropData":
-            weights = node.input_value(1)
-            if len(weights.get_target_inputs()) > 1 or weights.get_node().get_input_size():
-                node.input(1).replace_source_output(_copied(weights))
+    for node in _nodes(model, "ConvolutionBackpropData"):
+        node.input(1).replace_source_output(_copied(node.input_value(1)))
 
 
 def _copied(weights: Any) -> Any:
     """A constant, or a cast of one, once more."""
-    node, opset = weights.get_node(), importlib.import_module("openvino.opset13")
+    node, opset = weights.get_node(), _opset()
     if node.get_type_name() == "Constant":
         return opset.constant(node.get_data(), dtype=node.get_element_type()).output(0)
     if node.get_type_name() == "Convert":
         kind = node.get_attributes()["destination_type"]
         return opset.convert(_copied(node.input_value(0)), kind).output(0)
     return weights
+
+
+def _cut_at_waves(model: Any, same: Any, shapes: dict[str, list[int]]) -> tuple[list[str], Any]:
+    """Makes inputs of a model's sines and cosines; returns their names, and a model, made of the same one,
+    that gives them.
+
+    They say the timestep, and OpenVINO would round what they are of to bf16's eight bits: 979 radians to 980.
+    """
+    names = [node.get_friendly_name() for node in _nodes(same, "Sin", "Cos")]
+    waves = [node.output(0) for node in _nodes(same, "Sin", "Cos")]
+    before = _openvino().Model(waves, same.get_parameters())
+    before.reshape(shapes)
+    for node in _nodes(model, "Sin", "Cos"):
+        name = node.get_friendly_name()
+        wave = _opset().parameter(node.output(0).partial_shape, node.get_output_element_type(0), name=name)
+        wave.output(0).tensor.set_names({name})
+        for reader in list(node.output(0).get_target_inputs()):
+            reader.replace_source_output(wave.output(0))
+        model.add_parameters([wave])
+    return names, before
+
+
+def _nodes(model: Any, *kinds: str) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() in kinds]
+
+
+def _opset() -> ModuleType:
+    return importlib.import_module("openvino.opset13")
 
 
 def _filled(tensor: Tensor, count: int) -> Tensor:

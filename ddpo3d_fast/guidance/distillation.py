@@ -90,7 +90,7 @@ class ScoreDistillation(Guidance):
     def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
         pictures, inputs, acting = seen.pictures, seen.inputs, seen.variant
         prior = self.prior
-        actions = self.schedule.actions(acting and self.policy.reward_of == "action")
+        actions = self.schedule.actions(bool(acting) and self.policy.reward_of == "action")
         timesteps, strength = inputs["timesteps"], inputs["strength"]
         with self.timer("predict"):
             conditions = prior.conditions(self.prompt, inputs["seen_from"])

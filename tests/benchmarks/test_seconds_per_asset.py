@@ -93,7 +93,7 @@ def test_programs_take_turns_after_a_warm_up(
 ) -> None:
     made: list[tuple[Any, ...]] = []
 
-    def run(preset: str, prompt: str, seed: int, folder: Path, flags: list[str], program: str) -> Any:
+    def run(preset: str, prompt: str, seed: int, folder: Path, flags: list[str], program: str, _: Any) -> Any:
         made.append((seed, program, "--steps" in flags))
         return row(program, seed, wall=1.0)
 
