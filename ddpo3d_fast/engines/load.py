@@ -27,10 +27,10 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
 # Relative L2 from fp32 on the probe; a wrong graph is off by 1. Sums in another order differ by 1e-6. fp16
 # and bf16 were off by 2e-3 and 2e-2 at the most in small UNets, autoencoders and towers.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
-# A ReLU's gradient jumps where rounding moves its input across 0: the error is the root of the rounding, and
-# was 5e-2 in fp16 and 1.1e-1 in bf16 for the tiny autoencoder.
 # Of a graph that ships with its probe: the embedded UNet's is off by 7e-3 in bf16 there, 2.5e-3 in runs.
 SHIPPED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+# A ReLU's gradient jumps where rounding moves its input across 0: the error is the root of the rounding, and
+# was 5e-2 in fp16 and 1.1e-1 in bf16 for the tiny autoencoder.
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-1, torch.bfloat16: 4e-1}
 FORMAT = 1  # of the cache's entries: what the code here makes of a network
 
