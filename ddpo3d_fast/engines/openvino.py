@@ -74,7 +74,8 @@ class OpenVinoEngine:
         if not graph.is_file():
             raise InputError(f"{graph}: expected an ONNX graph, found no such file")
         self._graph, self._dtype, self._batch = graph, dtype, batch
-        self._outputs = [output.any_name for output in self._read().outputs]
+        self._model: Any = self._read()
+        self._outputs = [output.any_name for output in self._model.outputs]
         self._sizes: dict[str, tuple[int, ...]] | None = None  # of what is compiled, without the items
         self._request: Any = None
         self._waves: Any = None  # a request for what must not be rounded to bf16
@@ -120,10 +121,10 @@ class OpenVinoEngine:
         self._request = self._waves = None  # their memory is free before the next ones' is taken
         assert self._batch is not None
         shapes = {name: [self._batch, *rest] for name, rest in sizes.items()}
-        model = self._read()
+        model, self._model = self._model or self._read(), None
         model.reshape(shapes)
         if self._dtype == torch.bfloat16 and _nodes(model, "Sin", "Cos"):
-            self._names_of_waves, before = _cut_at_waves(model, self._read(), shapes)
+            self._names_of_waves, before = _cut_at_waves(model)
             self._waves = _request(before, torch.float32)
         self._request, self._sizes = _request(model, self._dtype), sizes
 
@@ -186,16 +187,15 @@ def _copied(weights: Any) -> Any:
     return weights
 
 
-def _cut_at_waves(model: Any, same: Any, shapes: dict[str, list[int]]) -> tuple[list[str], Any]:
-    """Makes inputs of a model's sines and cosines; returns their names, and a model, made of the same one,
-    that gives them.
+def _cut_at_waves(model: Any) -> tuple[list[str], Any]:
+    """Makes inputs of a model's sines and cosines; returns their names, and a model that gives them.
 
     They say the timestep, and OpenVINO would round what they are of to bf16's eight bits: 979 radians to 980.
     """
+    same = model.clone()
     names = [node.get_friendly_name() for node in _nodes(same, "Sin", "Cos")]
     waves = [node.output(0) for node in _nodes(same, "Sin", "Cos")]
     before = _openvino().Model(waves, same.get_parameters())
-    before.reshape(shapes)
     for node in _nodes(model, "Sin", "Cos"):
         name = node.get_friendly_name()
         wave = _opset().parameter(node.output(0).partial_shape, node.get_output_element_type(0), name=name)

@@ -326,6 +326,13 @@ def on_tensorrt(network, monkeypatch, with_tensorrt):
     return lambda **changes: load_network(replace(network, **changes), "cpu", "tensorrt")
 
 
+def test_calls_of_fewer_items_have_no_profile_of_their_own(network):
+    shapes = ({"x": (8, 4)}, {"x": (4, 4)}, {"x": (4, 2)})
+    (first, second) = room.profiles(replace(network, shapes=shapes))
+    assert first["x"] == ((1, 4), (8, 4), (8, 4))
+    assert second["x"] == ((1, 2), (4, 2), (4, 2))
+
+
 def test_a_plan_is_built_once_beside_its_graph(on_tensorrt, quiet):
     assert on_tensorrt().runtime == Other.runtime
     assert [entry.facts["name"] for entry in entries()] == ["scorer-onnx", "scorer-tensorrt"]

@@ -218,7 +218,8 @@ def guidance(
     metrics: dict[str, float] = {}
     if bool((strength > 0).any()):
         grad, rewards = {"noise": noise_policy, "ddim": ddim_policy}[wishes.policy](views)
-        metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std(1).mean())}
+        spread = float(rewards.std(1).mean()) if rewards.shape[1] > 1 else 0.0
+        metrics |= {"reward": float(rewards.mean()), "advantage_spread": spread}
         if wishes.baseline == "running":
             window = torch.cat([window, rewards.flatten()])[-32:]
     else:

@@ -148,6 +148,11 @@ class Case:
 
 CASES = {
     "noise policy": Case(),
+    "as many noises as are compared": Case({"noises": 0, "policy_every": 2}, first=3, steps=6),
+    "as many steps of the ddim policy": Case({"noises": 0, "policy": "ddim"}, first=3, steps=5),
+    "one noise where the render is scored": Case(
+        {"noises": 0, "baseline": "running", "reward_of": "render"}, rewards=32
+    ),
     "sizes, and no policy": Case(
         {"render_scales": (1.0, 2.0), "views": 2, "guide_weight": 0.0, "policy_weight": 0.0, "reward": ()},
         first=10,
