@@ -157,7 +157,8 @@ def test_build_calls_every_network_of_any_prior_and_reward(
 WRONG = {
     "engines lst": "engines: expected one of list, build, clear, got 'lst'; did you mean list?",
     "engines build --runtme torch": "--runtme: no such option of engines build; did you mean --runtime?",
-    "engines build --runtime onnx": "--runtime: expected one of auto, tensorrt, onnxruntime, torch, got",
+    "engines build --runtime onnx": "--runtime: expected one of auto, tensorrt, openvino, onnxruntime, torch, "
+    "got",
     "engines build --runtime tensorrt --device cpu": "ddpo3d-fast: --runtime: expected one that is to be had "
     "here, got tensorrt: runs on cuda alone, not on cpu",
     "engines build --model nowhere": "--model: expected",
