@@ -29,16 +29,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import paired
 import torch
+from paired import Row
 from quality import JUDGES, PROMPTS, VIEWS, held_out_views, silhouette_iou, true_coverage
 from torch import Tensor
 
@@ -80,10 +82,6 @@ MEASURES = {  # and their decimals in the table
     "evaluations": 0,
     "seconds": 1,
 }
-RESAMPLES, LEVEL = 10_000, 0.95
-MIN_PROMPTS = 6  # of fewer, all differences have one sign by chance alone in more than 1 - LEVEL of the cases
-
-Row = dict[str, Any]  # prompt, seed, arm and the measures of one asset
 
 
 def evaluations_per_step(config: Config) -> float:
@@ -158,58 +156,9 @@ class Judges:
         }
 
 
-def paired_differences(rows: list[Row], arm: str, measure: str) -> list[float]:
-    """Of each prompt, arm minus `sds`, averaged over the seeds that both have."""
-    base = {(row["prompt"], row["seed"]): row[measure] for row in rows if row["arm"] == BASE}
-    by_prompt: dict[str, list[float]] = {}
-    for row in rows:
-        pair = row["prompt"], row["seed"]
-        if row["arm"] == arm and pair in base:
-            by_prompt.setdefault(row["prompt"], []).append(row[measure] - base[pair])
-    return [statistics.fmean(differences) for differences in by_prompt.values()]
-
-
-def bootstrap_interval(values: list[float], seed: int = 0) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the mean of `values`; None where they are fewer than six."""
-    if len(values) < MIN_PROMPTS:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = torch.tensor(values, dtype=torch.float64)[drawn].mean(1)
-    tail = (1 - LEVEL) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def summary(rows: list[Row]) -> list[Row]:
-    """For every measure and arm: the mean, the paired difference to `sds`, and its interval."""
-    lines = []
-    for measure in MEASURES:
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            values = [row[measure] for row in rows if row["arm"] == arm]
-            line: Row = {"measure": measure, "arm": arm, "assets": len(values)}
-            line["mean"] = statistics.fmean(values)
-            if arm != BASE and (differences := paired_differences(rows, arm, measure)):
-                line["difference"] = statistics.fmean(differences)
-                line["interval"] = bootstrap_interval(differences)
-            lines.append(line)
-    return lines
-
-
-def table(rows: list[Row]) -> str:
-    """`summary` for a person."""
-    lines = [f"{'':14}{'arm':14}{'assets':>6}{'mean':>10}{'minus sds':>11}  95 % interval"]
-    for line in summary(rows):
-        measure, digits, difference, interval = line["measure"], MEASURES[line["measure"]], "", ""
-        if "difference" in line:
-            difference = f"{line['difference']:+.{digits}f}"
-            low, high = line["interval"] or (None, None)
-            interval = "-" if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}"
-        lines.append(
-            f"{measure if line['arm'] == BASE else '':14}{line['arm']:14}{line['assets']:6}"
-            f"{line['mean']:10.{digits}f}{difference:>11}  {interval}".rstrip()
-        )
-    return "\n".join(lines)
+paired_differences = partial(paired.paired_differences, base=BASE)
+summary = partial(paired.summary, measures=MEASURES, base=BASE)
+table = partial(paired.table, measures=MEASURES, base=BASE)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -4,34 +4,41 @@
         [--sheet FILE.png] [--json FILE] [-- FLAGS]
 
     distillation   alone; always made, the other arms are compared with it
-    scene          and the scene policy, no guide
+    longer         the same with a fifth more steps, for which the policy's scores and renderings would do
+    scene          distillation and the scene policy, no guide
     shuffled       the same with its advantages in a random order: the control
 
-The rewards are mean(blue - red), mean(green - red) and -mean of a picture, of which the policy sees scores
-alone. Each asset is judged from quality.py's held-out views:
+The rewards are mean(blue - red), mean(green - red) and -mean of a picture, and the kB of it as JPEG of
+quality 95, with either sign; the policy sees their scores alone. Each asset is judged from quality.py's
+held-out views, its JPEG's size from the same at 128 pixels:
 
     reward      of the views
     as wanted   the classifier of true renders names the wanted colour; for darker, the object's mean
-                luminance is at most three quarters of that by distillation alone
+                luminance is at most three quarters of that by distillation alone; for smaller and larger, the
+                size of a JPEG is 15 % less or more
     class       that classifier names the prompt's class
     IoU         of the silhouettes with those of the class's mean object
 
-FLAGS are those of `ddpo3d-fast generate`, for all arms. Ctrl-C ends with the table of what there is.
+FLAGS are those of `ddpo3d-fast generate`, for all arms. What the JSON file already has is not made again, so
+that a run may be cut off and go on. Ctrl-C ends with the table of what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality import JUDGES, held_out_views, silhouette_iou, true_coverage
+from PIL import Image
+from quality import JUDGES, SIZE, held_out_views, silhouette_iou, true_coverage
 from torch import Tensor
 
 from ddpo3d_fast import __version__
@@ -39,7 +46,7 @@ from ddpo3d_fast.arguments import generate_settings, to_config
 from ddpo3d_fast.assets import contact_sheet, read_ply, write_png
 from ddpo3d_fast.configure import validate
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.files import write_text
+from ddpo3d_fast.files import read_json, write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.run import RunFolder
@@ -50,12 +57,17 @@ from ddpo3d_fast.training.objects import CLASS_NAMES, COLOR_NAMES
 
 OBJECTS = ("mushroom", "car", "hat", "boat", "duck", "chair", "rocket", "cake")
 BASE = "distillation"
-ARMS: dict[str, dict[str, Any]] = {
+ARMS: dict[str, dict[str, Any]] = {  # of the reward's settings
     BASE: {"policy_weight": 0.0},
+    "longer": {"policy_weight": 0.0},
     "scene": {"policy": "scene"},
     "shuffled": {"policy": "scene", "shuffle_advantages": True},
 }
+FREE = (BASE, "longer")  # arms without a reward
+LONGER = 1.2  # times the steps
 DARKER = 0.75  # of the luminance by distillation alone
+SMALLER, LARGER = 0.85, 1.15  # times the size of its JPEG
+JPEG_SIZE, QUALITY = 128, 95
 LUMA = (0.2126, 0.7152, 0.0722)  # Rec. 709
 
 Row = dict[str, Any]
@@ -73,7 +85,29 @@ def darker(images: Tensor, prompts: list[str]) -> list[float]:
     return (-images.mean((1, 2, 3))).tolist()
 
 
-REWARDS = {"bluer": (bluer, "blue"), "greener": (greener, "green"), "darker": (darker, "")}
+def larger(images: Tensor, prompts: list[str]) -> list[float]:
+    pictures = (255 * images).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [len(as_jpeg(picture)) / 1000 for picture in pictures]
+
+
+def smaller(images: Tensor, prompts: list[str]) -> list[float]:
+    return [-size for size in larger(images, prompts)]
+
+
+def as_jpeg(picture: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+REWARDS: dict[str, tuple[Callable[..., list[float]], Callable[[Row, Row], bool]]] = {
+    "bluer": (bluer, lambda said, base: said["color"] == "blue"),
+    "greener": (greener, lambda said, base: said["color"] == "green"),
+    "darker": (darker, lambda said, base: said["luminance"] <= DARKER * base["luminance"]),
+    "smaller": (smaller, lambda said, base: said["kB"] <= SMALLER * base["kB"]),
+    "larger": (larger, lambda said, base: said["kB"] >= LARGER * base["kB"]),
+}
+"""By name: the function, and whether what is said of an asset is as wanted, beside that of distillation"""
 
 
 def luminance(pictures: Tensor, coverage: Tensor) -> float:
@@ -91,14 +125,15 @@ def make_asset(config: Config) -> tuple[Gaussians, float]:
 
 
 @torch.no_grad()
-def judged(pictures: Tensor, coverage: Tensor, name: str, judge: Any) -> Row:
-    """What is said of an asset, whatever its reward."""
+def judged(pictures: Tensor, coverage: Tensor, large: Tensor, name: str, judge: Any) -> Row:
+    """What is said of an asset, whatever its reward; `large` are pictures of JPEG_SIZE."""
     classes, colors = (logits.log_softmax(1).mean(0) for logits in judge(pictures))
     return {
         "class": CLASS_NAMES[int(classes.argmax())] == name,
         "color": COLOR_NAMES[int(colors.argmax())],
         "IoU": silhouette_iou(coverage, true_coverage(name)),
         "luminance": luminance(pictures, coverage),
+        "kB": statistics.fmean(larger(large, [])),
     }
 
 
@@ -108,18 +143,37 @@ def rows_of(
     """A row of an asset for each reward that it is held against; `base` is said of distillation alone."""
     rows = []
     for reward in rewards:
-        function, color = REWARDS[reward]
-        wanted = said["color"] == color if color else said["luminance"] <= DARKER * base["luminance"]
+        function, is_wanted = REWARDS[reward]
+        wanted = is_wanted(said, base)
         value = statistics.fmean(function(pictures, [""] * len(pictures)))
         rows.append(facts | said | {"arm": arm, "reward": reward, "value": value, "as wanted": wanted})
     return rows
+
+
+def arm_of(config: Config, arm: str, reward: str, prompt: str, seed: int) -> Config:
+    """The run of an arm."""
+    named = (f"{Path(__file__).with_suffix('')}:{reward}",)
+    mine = replace(config.reward, reward=named, **ARMS[arm])
+    steps = round(config.schedule.steps * (LONGER if arm == "longer" else 1))
+    schedule = replace(config.schedule, steps=steps)
+    return validate(replace(config, prompt=prompt, seed=seed, reward=mine, schedule=schedule))
+
+
+def earlier_rows(path: Path | None, about: Row) -> list[Row]:
+    """Those of a file of figures, if there is one. Raises InputError where it is about something else."""
+    if path is None or not path.exists():
+        return []
+    known = read_json(path, "figures")
+    if {key: known.get(key) for key in about} != about:
+        raise InputError(f"--json: expected a file of {about} or none, got {path} of other settings")
+    return list(known["rows"])
 
 
 def table(rows: list[Row]) -> str:
     """Means over the assets of each reward and arm, and the largest move of one from distillation alone."""
     lines = [
         f"{'reward':9}{'arm':14}{'assets':>6}{'value':>9}{'largest move':>14}{'as wanted':>11}{'class':>7}"
-        f"{'IoU':>7}{'seconds':>9}"
+        f"{'IoU':>7}{'luminance':>11}{'kB':>7}{'seconds':>9}"
     ]
     base = {(r["reward"], r["prompt"], r["seed"]): r["value"] for r in rows if r["arm"] == BASE}
     for reward in dict.fromkeys(row["reward"] for row in rows):
@@ -129,13 +183,13 @@ def table(rows: list[Row]) -> str:
                 continue
             mean = {
                 key: statistics.fmean(row[key] for row in found)
-                for key in ("value", "as wanted", "class", "IoU", "seconds")
+                for key in ("value", "as wanted", "class", "IoU", "luminance", "kB", "seconds")
             }
             moves = [row["value"] - base[reward, row["prompt"], row["seed"]] for row in found]
             lines.append(
                 f"{reward if arm == BASE else '':9}{arm:14}{len(found):6}{mean['value']:+9.3f}"
                 f"{max(moves, key=abs):+14.3f}{mean['as wanted']:11.0%}{mean['class']:7.0%}"
-                f"{mean['IoU']:7.3f}{mean['seconds']:9.1f}"
+                f"{mean['IoU']:7.3f}{mean['luminance']:11.3f}{mean['kB']:7.3f}{mean['seconds']:9.1f}"
             )
     return "\n".join(lines)
 
@@ -157,33 +211,36 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     judge, rows, sheet = load_classifier(JUDGES), list[Row](), list[Tensor]()
     wanted = tuple(options.rewards)
-    runs = [(BASE, wanted), *((arm, (reward,)) for reward in wanted for arm in ARMS if arm != BASE)]
+    runs = [(arm, wanted) for arm in FREE]
+    runs += [(arm, (reward,)) for reward in wanted for arm in ARMS if arm not in FREE]
     print(machine(), flush=True)
     try:
         given = ["--preset", options.preset, "--prompt", "a mushroom", "--guide-weight", "0", *options.flags]
         config = to_config(generate_settings(given))
+        about = {"preset": options.preset, "flags": options.flags}
+        rows += earlier_rows(options.json, about)
         for name in OBJECTS[: options.prompts]:
-            prompt = f"a {name}"
             for seed in options.seeds:
-                base: Row = {}
+                facts: Row = {"prompt": f"a {name}", "seed": seed}
                 for arm, rewards in runs:
-                    named = (f"{Path(__file__).with_suffix('')}:{rewards[0]}",)
-                    mine = replace(config.reward, reward=named, **ARMS[arm])
-                    run = validate(replace(config, prompt=prompt, seed=seed, reward=mine))
-                    asset, seconds = make_asset(run)
-                    pictures, coverage = held_out_views(asset)
-                    said = judged(pictures, coverage, name, judge)
-                    base = base or said
-                    cost = {"prompt": prompt, "seed": seed, "seconds": seconds}
-                    new = rows_of(said, base, pictures, arm, rewards, cost)
+                    found = [row for row in rows if facts.items() <= row.items() and row["arm"] == arm]
+                    done = {row["reward"] for row in found}
+                    missing = tuple(reward for reward in rewards if reward not in done)
+                    if not missing:
+                        continue
+                    asset, seconds = make_asset(arm_of(config, arm, rewards[0], **facts))
+                    (pictures, coverage), (large, _) = (held_out_views(asset, s) for s in (SIZE, JPEG_SIZE))
+                    said = judged(pictures, coverage, large, name, judge)
+                    base = next((r for r in rows if facts.items() <= r.items() and r["arm"] == BASE), said)
+                    new = rows_of(said, base, pictures, arm, missing, facts | {"seconds": seconds})
                     rows += new
                     sheet.append(pictures[::4].permute(0, 2, 3, 1))
                     for row in new:
-                        facts = f"{row['reward']}, {arm}: {row['value']:+.3f}, {row['color']}"
-                        print(f"{prompt}, seed {seed}, {facts}", file=sys.stderr, flush=True)
+                        told = f"{row['reward']}, {arm}: {row['value']:+.3f}, {row['color']}"
+                        print(f"a {name}, seed {seed}, {told}", file=sys.stderr, flush=True)
                     if options.json:
-                        data = {"machine": machine(), "version": __version__, "preset": options.preset}
-                        write_text(options.json, json.dumps(data | {"rows": rows}, indent=2) + "\n")
+                        data = {"machine": machine(), "version": __version__, **about, "rows": rows}
+                        write_text(options.json, json.dumps(data, indent=2) + "\n")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

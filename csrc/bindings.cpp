@@ -45,6 +45,17 @@ void bind_rasterizer(py::module_ &module) {
   module.def("rasterize_entries_bytes_cpu", &rasterize_entries_bytes_cpu, py::arg("entries"));
 
   module.def(
+      "rasterize_features_cpu",
+      [](const RasterizeParams &params, const RasterizeState &state, std::uintptr_t features,
+         int64_t num_features, std::uintptr_t out) {
+        py::gil_scoped_release release;
+        rasterize_features_cpu(params, pointer<const float>(features), num_features, pointer<float>(out),
+                               state);
+      },
+      py::arg("params"), py::arg("state"), py::kw_only(), py::arg("features"), py::arg("num_features"),
+      py::arg("out"));
+
+  module.def(
       "rasterize_backward_cpu",
       [](const RasterizeParams &params, const RasterizeState &state, std::uintptr_t grad_rgb,
          std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, std::uintptr_t means,

@@ -46,7 +46,17 @@ inline void bind_rasterize_params(pybind11::module_ &module) {
           py::arg("height"), py::arg("sh_degree"), py::arg("activated"), py::arg("antialiased"),
           py::arg("near"), py::arg("far"), py::arg("color_stride"), py::arg("means"), py::arg("quats"),
           py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("viewmats"),
-          py::arg("intrinsics"), py::arg("backgrounds"), py::arg("means2d_offsets"));
+          py::arg("intrinsics"), py::arg("backgrounds"), py::arg("means2d_offsets"))
+      .def(
+          "with_colors", // the same but for plain colours [N, 3] on black
+          [](RasterizeParams p, std::uintptr_t colors) {
+            p.sh_degree = -1;
+            p.color_stride = 3;
+            p.colors = pointer<const float>(colors);
+            p.backgrounds = nullptr;
+            return p;
+          },
+          py::arg("colors"));
 }
 
 } // namespace ddpo3d_fast

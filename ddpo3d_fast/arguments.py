@@ -23,7 +23,9 @@ from ddpo3d_fast.run import read_config
 from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
 
 Settings = TypeVar("Settings")
-_KEPT_ON_RESUME = ("--resume", "--steps", "--quiet", "--json", "--verbose")
+_KEPT_ON_RESUME = ("--resume", "--steps", "--view", "--port", "--quiet", "--json", "--verbose")
+# What a command takes without an option's name, and what it is called where it is missing.
+_POSITIONAL = {"asset": "one ply file", "prompts": "one file of prompts", "path": "one file or folder"}
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -37,6 +39,10 @@ class Generate(Config):
     """folder of a run to go on with; of its settings only --steps may change"""
     overwrite: _Switch = False
     """overwrite a run with other settings in the folder of --output"""
+    view: _Switch = False
+    """show the Gaussians in the browser while they are made, with a button that does what Ctrl-C does"""
+    port: Annotated[int, Range(0, 65535)] = 8080
+    """port on 127.0.0.1 of the page of --view; 0 for any that is free"""
     quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
     """print nothing"""
     json: _Switch = False
@@ -50,7 +56,7 @@ EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
     *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
-    *("overwrite", "json", "quiet", "verbose"),
+    *("overwrite", "view", "json", "quiet", "verbose"),
 )
 
 
@@ -79,6 +85,48 @@ class Render:
     """colour behind the scene: a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False
     """write every view as a png of its own, in a folder"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Makes the assets of many prompts side by side, on Ray. What is done already is not made again."""
+
+    prompts: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PROMPTS")]]
+    """text with a prompt a line, # before a comment; or .yaml with a list of runs, each a prompt or settings
+    as in config.yaml"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder for the folders of the runs and their summary (default: outputs/<name of PROMPTS>)"""
+    preset: Annotated[Preset | None, tyro.conf.arg(metavar="NAME")] = None
+    """name of the values for all settings of a text's runs (default: standard)"""
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="SEEDS")] = None
+    """seeds of each prompt of a text, for example 0-3 or 0,4,8 (default: 0)"""
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Ray cluster to run on, `auto` for the one that this machine is part of; its machines need this program
+    and the folder of --output (default: a Ray of this machine alone)"""
+    cpus: Annotated[float, Range(0.01, 1024.0)] = 1.0
+    """CPU cores of a run; as many runs as there are cores for go side by side"""
+    gpus: Annotated[float | None, Range(0.0, 1024.0), tyro.conf.arg(metavar="FLOAT")] = None
+    """GPUs of a run, 0.5 for two runs on one (default: 1 where there are any, 0 if no run wants one)"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing but the runs that failed"""
+    json: _Switch = False
+    """print one JSON object a run, and a last one with counts and files, to stdout"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class View:
+    """Shows an asset, a mesh, a run or a folder of runs in a browser of this machine, until Ctrl-C."""
+
+    path: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PATH")]]
+    """Gaussian splat, mesh (.glb, .obj, .ply), folder of a run, or folder of runs to choose from"""
+    port: Annotated[int, Range(0, 65535)] = 8080
+    """port on 127.0.0.1; 0 for any that is free"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing, not even the address"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -127,10 +175,11 @@ class EnginesBuild:
     """reward, as for generate; repeat the flag for several (default: the model's)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """processor that the run will be on; auto: CUDA where it can be used, else the CPU"""
-    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
+    runtime: Literal["auto", "tensorrt", "openvino", "onnxruntime", "torch"] = "auto"
     """library that will run the networks; torch needs nothing built, nor do the embedded models with auto"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """dtype that the networks will compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """dtype that the networks will compute in; auto: fp16 on a GPU, bf16 on a CPU that computes in it where
+    OpenVINO is there, else fp32"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -156,6 +205,19 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply
   ddpo3d-fast render asset.ply --output sheet.png --views 12 --background 0.2,0.2,0.2
   ddpo3d-fast render asset.ply --stills --size 1024 --elevation 30
+""",
+    Batch: """examples:
+  ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
+  ddpo3d-fast batch runs.yaml --output outputs/night --cpus 2
+  ddpo3d-fast batch prompts.txt --gpus 0.5
+  ddpo3d-fast batch prompts.txt --address 10.0.0.1:6379 --output /shared/outputs
+
+docs/running.md shows a list of runs in YAML.
+""",
+    View: """examples:
+  ddpo3d-fast view outputs
+  ddpo3d-fast view outputs/a-red-mushroom-0/asset.ply --port 9000
+  ddpo3d-fast view scan.ply
 """,
     Info: """examples:
   ddpo3d-fast info
@@ -218,12 +280,18 @@ def generate_settings(words: Sequence[str]) -> Generate:
 
 
 def to_config(settings: Generate) -> Config:
-    """The configuration of the run, without what concerns the command alone. What it names on this machine is
-    named by its absolute path, so that it is the same run from everywhere. Raises InputError for a scale or a
-    weight that is none."""
+    """The configuration of the run, without what concerns the command alone. Raises InputError, as `absolute`
+    does."""
+    return absolute(
+        Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
+    )
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with the absolute paths of what it names on this machine, so that it is the same run
+    from everywhere. Raises InputError for a scale or a weight that is none."""
     from ddpo3d_fast.rewards import absolute_reward
 
-    config = Config(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)})
     model, codec = (_absolute(name) for name in (config.distillation.model, config.distillation.codec))
     lora = tuple(absolute_adapter(text) for text in config.distillation.lora)
     distillation = dataclasses.replace(config.distillation, model=model, codec=codec, lora=lora)
@@ -254,7 +322,7 @@ def _options(kind: type) -> dict[str, Any]:
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             options |= _options(hint)  # type: ignore[arg-type]
-        elif name != "asset":
+        elif name not in _POSITIONAL:
             options[flag(name)] = hint
     return options
 
@@ -299,18 +367,23 @@ def _explain(kind: type, words: Sequence[str]) -> str:
                 return f"{name}: expected {expected}, got {given!r}"
         if not values:
             return f"{name}: expected {expected}, got nothing"
-    if kind is not Render and strays:
+    for name, expected in _POSITIONAL.items():
+        if name in get_type_hints(kind):
+            return (
+                ""
+                if len(strays) == 1
+                else f"{name}: expected {expected}, got {' and '.join(strays) or 'none'}"
+            )
+    if strays:
         return f"{strays[0]}: expected only options that begin with --; quote a prompt of several words"
-    if kind is Render and len(strays) != 1:
-        return f"asset: expected one ply file, got {' and '.join(strays) or 'none'}"
     return ""
 
 
 def _expectation(hint: Any) -> tuple[str, Any]:
     """What a value of this type is called, and what turns a word into it or raises ValueError."""
     kinds = (hint, *get_args(hint))
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(get_args(hint))}", get_args(hint).index
+    if choices := [str(name) for part in kinds if get_origin(part) is Literal for name in get_args(part)]:
+        return f"one of {', '.join(choices)}", choices.index
     if int in kinds:
         return "whole numbers" if get_origin(hint) is tuple else "a whole number", int
     if float in kinds:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from ddpo3d_fast.control import Stopwatch
-from ddpo3d_fast.errors import FallbackWarning
+from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.files import write_each
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.guidance import (
@@ -28,13 +28,35 @@ from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import CHANNELS, Splats
+from ddpo3d_fast.scene import Splats, moved_channels
 from ddpo3d_fast.schedule import Plan, calls_of
 from ddpo3d_fast.settings import Config, adapter
-from ddpo3d_fast.sources import recorded
+from ddpo3d_fast.sources import record, recorded
 from ddpo3d_fast.step import Step, Tensors, merged
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Made = TypeVar("Made")
+
+
+class Models:
+    """The models of the last run in a process that makes several, for the next one that asks for the same."""
+
+    def __init__(self) -> None:
+        self._kept: dict[type, tuple[Any, Any, list[Path]]] = {}  # what was asked for, what came, its files
+
+    def __call__(self, asked: Any, make: Callable[[], Made]) -> Made:
+        """What was made last time, if that was `asked` for in the same words, else what `make` makes now. The
+        files that it was read from are told to `sources.record` either way."""
+        before = self._kept.pop(type(asked), None)
+        if before is None or before[0] != asked:
+            del before  # there may be no room for both
+            with recorded() as files:
+                made = make()
+            before = asked, made, list(files)
+        self._kept[type(asked)] = before
+        for file in before[2]:
+            record(file)
+        return before[1]
 
 
 class Prepared(NamedTuple):
@@ -90,6 +112,7 @@ def build(
     observer: Observer,
     clock: Stopwatch,
     resume: bool,
+    models: Models | None = None,
 ) -> Run:
     """The run of a configuration that `with_default_reward` has given, in its claimed folder, which begins.
 
@@ -99,7 +122,7 @@ def build(
     model, place = config.distillation.model, "the GPU" if device.type == "cuda" else "the CPU"
     observer({"stage": "load", "message": f"loading {model} on {place}"})
     with recorded() as files_read:
-        prior, scorer = load_models(config, device)
+        prior, scorer = load_models(config, device, models)
         prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
     folder.identify(files_read)
     plan = Plan.of(config, prior)
@@ -128,7 +151,8 @@ def guidances_of(
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
     if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
-        guidances.append(ScenePolicy(scorer, config, CHANNELS, prior.device, clock))
+        moved = moved_channels(wishes.policy_moves)
+        guidances.append(ScenePolicy(scorer, config, moved, prior.device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
@@ -154,33 +178,41 @@ def compares(config: Config) -> bool:
     return acts and (wishes.policy == "ddim" or wishes.reward_of == "action")
 
 
-def load_models(config: Config, device: torch.device) -> tuple[Prior, Reward | None]:
+def load_models(
+    config: Config, device: torch.device, models: Models | None = None
+) -> tuple[Prior, Reward | None]:
     """The prior of a run and, where it uses one, its reward, all engines made: to build one takes long, which
-    is no step's business. Takes what `with_default_reward` gives. Raises InputError."""
+    is no step's business. Takes what `with_default_reward` gives; `models` are those of the run before.
+    Raises InputError."""
+    models = models or Models()
     model, wishes, schedule = config.distillation, config.reward, config.schedule
     dtype, judged = PRECISIONS[model.precision], wishes.policy_weight or wishes.guide_weight
     rewards = (wishes.reward or ("embedded",)) if judged else ()
     if rewards:
         parse_rewards(rewards)  # what is wrong with a name is told before a long load
-    prior = load_prior(
-        PriorSettings(
-            model.model,
-            device,
-            dtype,
-            model.runtime,
-            codec=model.codec,
-            lora=[adapter(text) for text in model.lora],
-            interpolate_views=model.interpolate_views,
-            calls=calls_of(schedule, predictions(config), compares(config)),
-            prompts=(config.prompt, config.negative_prompt),
-        )
+    wanted = PriorSettings(
+        model.model,
+        device,
+        dtype,
+        model.runtime,
+        codec=model.codec,
+        lora=[adapter(text) for text in model.lora],
+        interpolate_views=model.interpolate_views,
+        calls=calls_of(schedule, predictions(config), compares(config)),
     )
+    prompts = config.prompt, config.negative_prompt
+    prior = models(wanted, lambda: load_prior(dataclasses.replace(wanted, prompts=prompts)))
     prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy != "scene")
     if not rewards:
         return prior, None
     scored = pictures_scored(config)
     asked = RewardSettings(device, model.runtime, dtype, batches=(scored, schedule.views))
-    reward = make_reward(rewards, asked)
+    reward = models((rewards, asked), lambda: make_reward(rewards, asked))
+    if not (wishes.policy_weight or reward.differentiable):
+        raise InputError(
+            f"--policy-weight: expected more than 0, got 0: {reward.name} has no gradient for the guide, so "
+            "that nothing would follow it (docs/rewards.md says how a function declares one)"
+        )
     reward.prepare(gradient=reward.differentiable and wishes.guide_weight > 0)
     return prior, reward
 

@@ -23,8 +23,8 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, 
 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
-    from ddpo3d_fast.generate import Result
-    from ddpo3d_fast.progress import Style
+    from ddpo3d_fast.generate import AfterStep, Result
+    from ddpo3d_fast.progress import Progress, Style
     from ddpo3d_fast.settings import Config
 
 HELP = f"""ddpo3d-fast {__version__}: text in, 3D asset out
@@ -33,7 +33,9 @@ usage: ddpo3d-fast COMMAND [OPTIONS]
 
 commands:
   generate    make a 3D asset from a prompt
+  batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
+  view        an asset, a mesh or a folder of runs in the browser
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
 
@@ -42,6 +44,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
   ddpo3d-fast engines list
 
 Each command has its own --help; --help-all shows every setting. --version prints the version.
@@ -137,7 +140,14 @@ def _fallbacks_shown(quiet: bool, say: Callable[[str], None] | None = None) -> I
 
 
 def _run(words: list[str]) -> int:
-    commands = {"generate": _generate, "render": _render, "info": _info, "engines": _engines}
+    commands: dict[str, Callable[[list[str]], int | None]] = {
+        "generate": _generate,
+        "batch": _batch,
+        "render": _render,
+        "view": _view,
+        "info": _info,
+        "engines": _engines,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -156,8 +166,7 @@ def _run(words: list[str]) -> int:
         option, equals, value = word.partition("=")
         given = (option, value) if equals and option.startswith("--") else (before, word)
         check_text(given[0] if given[0].startswith("--") else words[0], given[1])
-    commands[words[0]](words[1:])
-    return 0
+    return commands[words[0]](words[1:]) or 0
 
 
 def _generate(words: list[str]) -> None:
@@ -181,8 +190,9 @@ def _generate(words: list[str]) -> None:
 
     progress = Progress(_style(settings.quiet, settings.json, settings.verbose))
     try:
-        with _fallbacks_shown(settings.quiet, progress.say):
-            result = generate(config, folder, progress, resume=settings.resume is not None)
+        with _fallbacks_shown(settings.quiet, progress.say), _shown(settings, progress) as after_step:
+            resume = settings.resume is not None
+            result = generate(config, folder, progress, resume, after_step=after_step)
     except KeyboardInterrupt:
         progress.close()
         if progress.step == 0:
@@ -192,6 +202,21 @@ def _generate(words: list[str]) -> None:
     finally:
         progress.close()
     _say_done(result, settings.quiet, settings.json)
+
+
+@contextlib.contextmanager
+def _shown(settings: Generate, progress: Progress) -> Iterator[AfterStep | None]:
+    """With --view a page of the run, while it lasts."""
+    if not settings.view:
+        yield None
+        return
+    from ddpo3d_fast.settings import check_values
+    from ddpo3d_fast.view import LiveView
+
+    check_values(settings)
+    with contextlib.closing(LiveView(settings.port)) as page:
+        progress.tell({"stage": "view", "message": f"{page.url} shows the run", "url": page.url})
+        yield page
 
 
 def _with_steps(config: Config, settings: Generate, words: list[str]) -> Config:
@@ -222,11 +247,29 @@ def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
         logging.getLogger("ddpo3d_fast").info("seconds: %s", text)
 
 
+def _batch(words: list[str]) -> int:
+    from ddpo3d_fast.arguments import Batch, parse
+
+    settings = parse(Batch, words)
+    from ddpo3d_fast.batch import batch
+
+    return batch(settings, _style(settings.quiet, settings.json, settings.verbose))
+
+
 def _render(words: list[str]) -> None:
     from ddpo3d_fast.arguments import Render, parse
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _view(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import View, parse
+
+    settings = parse(View, words)
+    from ddpo3d_fast.view import view
+
+    view(settings, (lambda line: None) if settings.quiet else functools.partial(print, flush=True))
 
 
 def _info(words: list[str]) -> None:

@@ -60,10 +60,16 @@ def validate(config: Config) -> Config:
         ):
             if value != only:
                 raise InputError(f"{name}: expected {only} with --policy scene, got {value!r}")
-    elif reward.policy_weight and reward.baseline == "group":
-        if config.schedule.noises == 1:
+    elif reward.policy_weight and reward.baseline != "running":
+        if reward.baseline == "rewardsds" and reward.policy != "noise":
             raise InputError(
-                "--noises: expected at least 2 for a policy gradient with the group baseline, got 1"
+                f"--baseline: expected group or running with --policy {reward.policy}, got rewardsds"
+            )
+        least = {"group": 2, "rewardsds": 4}[reward.baseline]
+        if config.schedule.actions(True) < least:
+            raise InputError(
+                f"--noises: expected at least {least} for a policy gradient with the {reward.baseline} "
+                f"baseline, got {config.schedule.actions(True)}"
             )
         if reward.reward_of == "render":
             raise InputError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from ddpo3d_fast.build import Run, build, with_default_reward
+from ddpo3d_fast.build import Models, Run, build, with_default_reward
 from ddpo3d_fast.configure import validate
 from ddpo3d_fast.control import Stopwatch, deferred_interrupt, own_stream, torch_threads
 from ddpo3d_fast.errors import FallbackWarning, InputError
@@ -27,6 +27,8 @@ from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Tensors
 
 CHECKPOINT_EVERY, CHECKPOINT_SECONDS = 50, 30.0  # steps, and at the first step after so many seconds
+AfterStep = Callable[[Run], bool]
+"""Sees a run after each step; whether it is to end there, as on Ctrl-C"""
 
 
 @dataclass
@@ -38,14 +40,22 @@ class Result:
     seconds: dict[str, float]  # by part
 
 
-def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
+def generate(
+    config: Config,
+    folder: RunFolder,
+    observer: Observer,
+    resume: bool = False,
+    models: Models | None = None,
+    after_step: AfterStep | None = None,
+) -> Result:
     """Makes the asset of `config` in `folder`, telling `observer` of every step.
 
     The same configuration gives the same asset.ply on the same machine, to the byte, resumed or not. What is
     random is drawn on the CPU, so that a GPU sees the same cameras, timesteps and noises. On Ctrl-C what
     there is is exported and checkpointed, and KeyboardInterrupt goes on. A checkpoint on the way that cannot
-    be written is a FallbackWarning. Raises InputError for wrong settings, a device that is not there, a
-    folder that another run is writing to, or files that could not be written at the end, once the others are.
+    be written is a FallbackWarning. `models` are those of the run before, and keep this one's. Raises
+    InputError for wrong settings, a device that is not there, a folder that another run is writing to, or
+    files that could not be written at the end, once the others are.
     """
     config = with_default_reward(config)
     # Beside a small prior and its own scorer, torch's threads would only hinder those of kernels and engine.
@@ -56,8 +66,8 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
     with torch_threads(1 if small else get_num_threads()), own_stream(device), folder.claimed():
         clock, files = Stopwatch(), list[Path]()
         with clock("setup"):
-            run = build(config, folder, device, observer, clock, resume)
-        last = make_steps(run)
+            run = build(config, folder, device, observer, clock, resume, models)
+        last = make_steps(run, after_step)
         with clock("export"):
             observer({"stage": "export", "message": f"writing {folder.path}"})
             write_each(lambda: files.extend(export(run.scene.gaussians, folder.path)), lambda: run.save(last))
@@ -66,7 +76,7 @@ def generate(config: Config, folder: RunFolder, observer: Observer, resume: bool
         return Result(folder.path, [*files, *folder.files()], dict(clock.seconds) | {"total": clock.total()})
 
 
-def make_steps(run: Run) -> int:
+def make_steps(run: Run, after_step: AfterStep | None = None) -> int:
     """Makes the steps that are left, until Ctrl-C, and saves now and then; returns the number of the last."""
     last, saved, following = run.first - 1, time.perf_counter(), run.prepare(run.first)
     with deferred_interrupt() as interrupted:
@@ -95,6 +105,8 @@ def make_steps(run: Run) -> int:
                 except InputError as error:
                     warnings.warn(f"{error}; the run goes on", FallbackWarning, stacklevel=2)
                 saved = time.perf_counter()
+            if after_step is not None and after_step(run):
+                break
     return last
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
 from ddpo3d_fast.errors import InputError
+from ddpo3d_fast.extras import EXTRAS, command, missing
 
 if TYPE_CHECKING:
     import torch
@@ -152,6 +153,7 @@ def report() -> dict[str, Any]:
             "cuda_devices": gpu_models(),
         },
         "runtimes": {name: _version(name) for name in PACKAGES},
+        "extras": {extra: missing(extra) for extra in EXTRAS},
         "models": {"prior": prior, "scorer": scorer},
         "used": {
             "device": why,
@@ -173,6 +175,10 @@ def describe(facts: dict[str, Any]) -> str:
     lines.append(f"  GPU       {', '.join(hardware['cuda_devices']) or 'none that torch can use'}; {build}")
     lines += ["", "runtimes"]
     lines += [f"  {name:<17}{version or 'not installed'}" for name, version in facts["runtimes"].items()]
+    lines += ["", "extras"]
+    for extra, lacking in facts["extras"].items():
+        text = f"without {', '.join(lacking)}: {command(extra)}" if lacking else "installed"
+        lines.append(f"  {extra:<17}{text}")
     lines += ["", "embedded models"]
     for name, model in models.items():
         text = f"{model['mebibytes']:.1f} MiB  {model['path']}" if model else "not found"

@@ -42,6 +42,13 @@ class Progress:
         else:
             self._write(event)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Shows an event whose message is to stay."""
+        if self.style == "json":
+            self(event)
+        elif self.style != "quiet":
+            self.say(event["message"])
+
     def close(self) -> None:
         """Leaves the bar as it stands and ends its line; takes an announcement away."""
         if self._bar is not None:
@@ -96,4 +103,11 @@ class Progress:
 
 
 def _parts(event: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {event[name]:.3g}" for name in _SHOWN if name in event)
+    return "  ".join(f"{name} {event[name]:.3g}{_apart(event, name)}" for name in _SHOWN if name in event)
+
+
+def _apart(event: dict[str, Any], name: str) -> str:
+    """Of a sum of rewards each, as NAME.REWARD has it."""
+    each = [key for key in event if key.startswith(f"{name}.")]
+    found = ", ".join(f"{key.removeprefix(f'{name}.')} {event[key]:.3g}" for key in each)
+    return f" ({found})" if len(each) > 1 else ""

@@ -10,9 +10,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -63,14 +63,8 @@ class RunFolder:
         Raises InputError if the path cannot be written to, holds a run of another configuration, or is a
         folder with anything else in it.
         """
-        path = config.output or Path("outputs") / f"{slug(config.prompt)}-{config.seed}"
-        if config.output is None and not overwrite:
-            first = path.name
-            for number in itertools.count(2):
-                if not _other_run(path, config, _NOT_COMPARED):
-                    break
-                path = path.with_name(f"{first}-{number}")
-        _check_writable(path)
+        path = config.output or folder_in(Path("outputs"), config, overwrite=overwrite)
+        check_writable(path)
         folder = cls(path, config, overwrite)
         folder._check_contents(config, _NOT_COMPARED)
         return folder
@@ -83,7 +77,7 @@ class RunFolder:
             reason = "is a file" if path.exists() else "does not exist"
             raise InputError(f"--resume: expected the folder of a run, got {path}, which {reason}")
         config = read_config(path / CONFIG, "--resume")
-        _check_writable(path, "--resume")
+        check_writable(path, "--resume")
         return cls(path, config, argument="--resume")
 
     @contextlib.contextmanager
@@ -155,6 +149,21 @@ class RunFolder:
         if not self.overwrite and (other := _other_run(self.path, config, but)):
             advice = ": name another folder, or say --overwrite" if self._argument == "--output" else ""
             raise InputError(f"{self._argument}: {self.path} holds a run {other}{advice}")
+
+    def progress(self) -> Literal["done", "begun", "none"]:
+        """How far the run of this configuration has come here. What is begun can be resumed."""
+        path = self.path / CONFIG
+        if not path.exists() or _other_run(self.path, self.config, _NOT_COMPARED):
+            return "none"
+        try:
+            began, last = path.stat().st_mtime_ns, self.read_metrics()[-1:]
+            # All that a run leaves is younger than its beginning; of an older run it may leave something.
+            whole = last and last[0]["step"] == self.config.schedule.steps
+            if whole and all((self.path / name).stat().st_mtime_ns >= began for name in results()):
+                return "done"
+        except (OSError, InputError):
+            pass
+        return "begun" if (self.path / CHECKPOINT).exists() else "none"
 
     def files(self) -> list[Path]:
         """The files of this folder that this class has written."""
@@ -274,6 +283,16 @@ def json_line(row: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False)
 
 
+def folder_in(parent: Path, config: Config, taken: Container[Path] = (), overwrite: bool = False) -> Path:
+    """Where in a folder the run of a configuration goes, by default: to <prompt>-<seed>, or to the next of
+    <prompt>-<seed>-2, -3, ... that is not `taken` and, unless to `overwrite`, holds no run of another."""
+    name = f"{slug(config.prompt)}-{config.seed}"
+    path, numbers = parent / name, itertools.count(2)
+    while path in taken or (not overwrite and _other_run(path, config, _NOT_COMPARED)):
+        path = parent / f"{name}-{next(numbers)}"
+    return path
+
+
 def slug(prompt: str) -> str:
     """The prompt as a file name: letters and digits of any alphabet, joined by hyphens.
 
@@ -289,7 +308,7 @@ def slug(prompt: str) -> str:
 _PROBE = "probe"
 
 
-def _check_writable(path: Path, argument: str = "--output") -> None:
+def check_writable(path: Path, argument: str = "--output") -> None:
     """Raises InputError if `path` cannot be made a folder and written to. Tries it, and leaves no trace.
 
     What is not there yet is tried under a name of its own: another run may begin there at any moment.

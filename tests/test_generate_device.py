@@ -80,11 +80,27 @@ def capture(
         {"baseline": "running", "shuffle_advantages": True},
         {"policy_weight": 0.0},
         {"guide_weight": 0.5, "reward_of": "render", "baseline": "running", "guidance_rescale": 0.5},
+        {"reward": ("colour:blue", "symmetry=-1", "contrast", "embedded"), "guide_weight": 0.5},
         {"residual": "csd"},
         {"residual": "nfsd"},
         {"residual": "clean"},
+        {"residual": "ism", "policy": "ddim"},
+        {"residual": "sdi", "guidance_rescale": 0.5},
     ],
-    ids=["noise", "ddim", "scene", "running", "plain", "guide", "csd", "nfsd", "clean"],
+    ids=[
+        "noise",
+        "ddim",
+        "scene",
+        "running",
+        "plain",
+        "guide",
+        "rewards",
+        "csd",
+        "nfsd",
+        "clean",
+        "ism",
+        "sdi",
+    ],
 )
 def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     launched: list[str], wishes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

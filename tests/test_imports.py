@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
-    ("render",),
+    ("render", "batch", "view"),
     ("arguments", "progress", "generate"),
     ("build",),
     ("run", "control", "graphs", "schedule", "export", "journal"),
@@ -24,7 +24,7 @@ LEVELS = (
     ("hub",),
     ("engines",),
     ("kernels", "settings", "resampling", "step"),
-    ("files", "sources"),
+    ("files", "sources", "extras"),
     ("errors",),
     ("__init__",),
 )

@@ -97,6 +97,49 @@ int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutp
   return entries;
 }
 
+// Four at a time in the places of colour and depth, by the same code: so each has the bits that it has as a
+// colour.
+void rasterize_features_cpu(const RasterizeParams &params, const float *features, int64_t num_features,
+                            float *out, const RasterizeState &owner) {
+  constexpr int64_t kAtOnce = 4;
+  const RasterizeState::Impl &state = owner.impl();
+  const BlendKernels kernels = blend_kernels();
+  const int64_t tiles = params.num_cameras * state.tiles, pixels = params.width * params.height;
+  const int64_t N = params.num_gaussians;
+  Buffer<ProjectedGaussian> projected;
+  projected.resize(params.num_cameras * N);
+  Buffer<float> scratch;
+  scratch.resize(5 * params.num_cameras * pixels);
+  float *const rgb = scratch.data(), *const depth = rgb + 3 * params.num_cameras * pixels,
+               *const alpha = depth + params.num_cameras * pixels;
+  for (int64_t begin = 0; begin < num_features; begin += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, num_features - begin);
+    parallel_for(params.num_cameras * N, kProjectionGrain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        ProjectedGaussian &g = projected[i] = state.projected[i];
+        const float *const mine = features + i % N * num_features + begin;
+        for (int64_t k = 0; k < kAtOnce; ++k)
+          (k < 3 ? g.color[k] : g.depth) = k < count ? mine[k] : 0.0f;
+      }
+    });
+    parallel_for(tiles, [&](int64_t index) {
+      TileForward tile = describe_tile<TileForward>(params, state, index);
+      const int64_t camera = index / state.tiles, first = camera * pixels;
+      tile.projected = projected.data() + camera * N;
+      std::fill(tile.background, tile.background + 3, 0.0f);
+      tile.rgb = rgb + 3 * first;
+      tile.alpha = alpha + first;
+      tile.depth = depth + first;
+      kernels.forward(tile);
+      float *const planes = out + (camera * num_features + begin) * pixels;
+      for (int64_t y = tile.y0; y < std::min<int64_t>(tile.y0 + kTile, params.height); ++y)
+        for (int64_t x = tile.x0; x < std::min<int64_t>(tile.x0 + kTile, params.width); ++x)
+          for (int64_t k = 0, pixel = y * params.width + x; k < count; ++k)
+            planes[k * pixels + pixel] = k < 3 ? tile.rgb[3 * pixel + k] : tile.depth[pixel];
+    });
+  }
+}
+
 void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstream &upstream,
                             const RasterizeGradients &gradients, const RasterizeState &owner) {
   const RasterizeState::Impl &state = owner.impl();

@@ -11,6 +11,8 @@ from ddpo3d_fast.assets.images import contact_sheet, write_png
 from ddpo3d_fast.assets.ply import write_ply
 from ddpo3d_fast.assets.turntable import write_turntable
 
+PREVIEW_SIZE, PREVIEW_GAP = 256, 4  # pixels of a view of preview.png, and between views
+
 
 def ply(path: Path, asset: Asset) -> None:
     """The Gaussians, as viewers read them."""
@@ -24,7 +26,8 @@ def turntable(path: Path, asset: Asset) -> None:
 
 def sheet(path: Path, asset: Asset) -> None:
     """Eight views of one turn."""
-    write_png(path, contact_sheet(torch.stack(list(asset.turn(8, 256))), columns=4))
+    views = torch.stack(list(asset.turn(8, PREVIEW_SIZE)))
+    write_png(path, contact_sheet(views, columns=4, gap=PREVIEW_GAP))
 
 
 # By the file's name in the folder of a run; written in this order.

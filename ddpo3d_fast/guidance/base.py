@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.resampling import resize, resize_vjp
+from ddpo3d_fast.rewards import Scores, short_names
 from ddpo3d_fast.step import Step, Tensors
 
 Timer = Callable[[str], AbstractContextManager[None]]  # entered around each part of a step
@@ -19,6 +20,14 @@ Timer = Callable[[str], AbstractContextManager[None]]  # entered around each par
 def untimed(part: str) -> AbstractContextManager[None]:
     """No timer."""
     return nullcontext()
+
+
+def told_of(name: str, scores: Scores) -> Tensors:
+    """What to report of scores: their mean as NAME, and that of each reward, without its weight, as
+    NAME.REWARD."""
+    short = short_names(scores.each)
+    each = {f"{name}.{short[reward]}": part.mean() for reward, part in scores.each.items()}
+    return {name: scores.total.mean()} | each
 
 
 class Movable(Protocol):
@@ -39,8 +48,9 @@ class Movable(Protocol):
     def present(self) -> Tensor:
         """[R, 1]: 1, or 0 for rows that are not in use."""
 
-    def picture_of(self, offsets: Tensor, view: int) -> Tensor:
-        """[1, 3, S, S] in [0, 1], what one of the cameras sees of it changed by offsets [R, channels]."""
+    def pictures_of(self, phi: Tensor, actions: Tensor, moves: str) -> Tensor:
+        """[K, 2, 3, S, S] in [0, 1], what camera k mod V sees of it changed by phi [R, F] @ actions[k], of
+        actions [K, F, channels], and by the opposite. They are 0 but for what `moves` names."""
 
 
 class Seen(NamedTuple):

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import (
     ACTION_STREAM,
     NOISE_STREAM,
     OBJECTIVES,
     Arithmetic,
     Denoised,
+    Noising,
+    noised,
 )
 from ddpo3d_fast.guidance.policy import (
     RunningBaseline,
@@ -27,11 +29,11 @@ from ddpo3d_fast.guidance.policy import (
     group_spread,
     is_due,
     policy_schedule,
+    ranked_advantages,
     shuffled,
 )
-from ddpo3d_fast.kernels import add_noise
 from ddpo3d_fast.priors.base import Prior
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
@@ -99,24 +101,41 @@ class ScoreDistillation(Guidance):
         if self.policy.policy == "ddim" and acting:
             grad, rewards = self._ddim_step(pictures, latents, timesteps, conditions, strength, inputs)
         else:
-            per_action, per_item = levels.repeat_interleave(actions), timesteps.repeat_interleave(actions)
-            offset = inputs["stream_offset"]
-            noisy = add_noise(latents, per_action, self.seed, NOISE_STREAM, actions, stream_offset=offset)
-            with self.timer("predict"):
-                guesses = prior.predict(noisy, per_item, conditions)
-            rewards = advantages = torch.zeros(len(pictures), actions, device=pictures.device)
+            denoised = self._denoised(latents, timesteps, conditions, inputs, actions)
+            advantages = torch.zeros(len(pictures), actions, device=pictures.device)
             if acting:
-                rewards = self._rewards(noisy, guesses, per_action, pictures)
-                advantages = self._advantages(rewards, inputs)
+                rewards = self._rewards(denoised.noisy, denoised.guesses, denoised.levels, pictures)
+                advantages = self._advantages(rewards.total, inputs)
             weight = self.objective.weight(levels)[:, None] * (1 + strength[:, None] * advantages) / actions
             with self.timer("residual"):
-                denoised = Denoised(noisy, guesses, per_action, per_item, offset, actions)
                 grad = self.objective.residual(denoised, weight.flatten(), self.arithmetic)
         energy = grad.square().mean()
         metrics = {"loss": 0.5 * energy, "residual": energy.sqrt()}
         if acting:
-            metrics |= {"reward": rewards.mean(), "advantage_spread": group_spread(rewards).mean()}
+            metrics |= told_of("reward", rewards)
+            metrics["advantage_spread"] = group_spread(rewards.total).mean()
         return Gradient(pull_back(grad), metrics=metrics)
+
+    def _denoised(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: dict[str, Tensor],
+        inputs: Tensors,
+        noises: int,
+    ) -> Denoised:
+        """Latents [V, ...] at timesteps [V], each with so many noises, and what the prior makes of them."""
+
+        def predict(noisy: Tensor, timesteps: Tensor, groups: slice) -> tuple[Tensor, ...]:
+            chosen = {name: tensor[groups] for name, tensor in conditions.items()}
+            with self.timer("predict"):
+                return self.prior.predict(noisy, timesteps, chosen)
+
+        per_item, alphas = timesteps.repeat_interleave(noises), self.prior.alphas_cumprod
+        offset = inputs["stream_offset"]
+        noising = Noising(latents, alphas[per_item], per_item, alphas, self.seed, offset, noises, predict)
+        made = noised(self.objective, noising, self.arithmetic)
+        return Denoised.of(made, predict(made.noisy, per_item, slice(None)))
 
     def _ddim_step(
         self,
@@ -126,15 +145,12 @@ class ScoreDistillation(Guidance):
         conditions: dict[str, Tensor],
         strength: Tensor,
         inputs: Tensors,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Scores]:
         """SDS from one noise a view; K actions z_t' from its DDIM step, each judged by its clean guess."""
         prior, actions = self.prior, self.schedule.actions(True)
-        levels, offset = prior.alphas_cumprod[timesteps], inputs["stream_offset"]
-        noisy = add_noise(latents, levels, self.seed, NOISE_STREAM, stream_offset=offset)
-        with self.timer("predict"):
-            guesses = prior.predict(noisy, timesteps, conditions)
+        denoised = self._denoised(latents, timesteps, conditions, inputs, 1)
+        noisy, guesses, levels, offset = *denoised[:3], inputs["stream_offset"]
         with self.timer("residual"):
-            denoised = Denoised(noisy, guesses, levels, timesteps, offset, 1)
             grad = self.objective.residual(denoised, self.objective.weight(levels), self.arithmetic)
         guesses = guesses[:2]  # the policy's step has one guidance, whatever the residual's
         later = (timesteps - round(DDIM_STRIDE * len(prior.alphas_cumprod))).clamp_min(0)
@@ -155,7 +171,7 @@ class ScoreDistillation(Guidance):
         with self.timer("predict"):
             reached = prior.predict(action, later_k, conditions)
         rewards = self._rewards(action, reached, later_levels, pictures)
-        advantages = self._advantages(rewards, inputs)
+        advantages = self._advantages(rewards.total, inputs)
         # Natural-gradient scaling: grad log pi = sqrt(abar') n / sigma, times sigma.
         weight = strength[:, None] * advantages * later_levels.view(-1, actions).sqrt() / actions
         with self.timer("residual"):
@@ -175,13 +191,14 @@ class ScoreDistillation(Guidance):
 
     def _rewards(
         self, noisy: Tensor, guesses: tuple[Tensor, ...], levels: Tensor, pictures: Tensor
-    ) -> Tensor:
+    ) -> Scores:
         """[V, K] rewards of the clean guesses that the actions lead to, or of the rendered views."""
         assert self.scorer is not None, "a policy gradient needs a scorer"
         views, actions = len(pictures), len(noisy) // len(pictures)
         if self.policy.reward_of == "render":
             with self.timer("reward"):
-                return self.scorer.score(pictures, [self.text] * views)[:, None].expand(views, actions)
+                scores = scores_of(self.scorer, pictures, [self.text] * views)
+            return scores._replace(total=scores.total[:, None].expand(views, actions))
         with self.timer("residual"):
             clean = self.arithmetic.denoise_action(
                 noisy,
@@ -194,15 +211,17 @@ class ScoreDistillation(Guidance):
             ).clean
         assert clean is not None
         with self.timer("reward"):
-            scores = self.scorer.score(self.prior.codec.decode(clean).clamp(0, 1), [self.text] * len(clean))
-        return scores.view(views, actions)
+            guessed = self.prior.codec.decode(clean).clamp(0, 1)
+            scores = scores_of(self.scorer, guessed, [self.text] * len(clean))
+        return scores._replace(total=scores.total.view(views, actions))
 
     def _advantages(self, rewards: Tensor, inputs: Tensors) -> Tensor:
-        advantages = (
-            group_advantages(rewards)
-            if self.policy.baseline == "group"
-            else self.baseline.advantages(rewards)
-        )
+        compare = {
+            "group": group_advantages,
+            "running": self.baseline.advantages,
+            "rewardsds": ranked_advantages,
+        }
+        advantages = compare[self.policy.baseline](rewards)
         if self.policy.shuffle_advantages:
             advantages = shuffled(advantages, inputs["lots"])
         return advantages

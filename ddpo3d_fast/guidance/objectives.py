@@ -1,4 +1,5 @@
-"""What pulls the latents: each objective is a weight w(t) and a residual of the prior's predictions.
+"""What pulls the latents: each objective is a weight w(t), a residual of the prior's predictions, and a noise
+that these are of.
 
 One of one's own is a file, a line in OBJECTIVES, and its name in the settings' Literal.
 """
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ddpo3d_fast.guidance.inversion import interval, inverted
 from ddpo3d_fast.kernels import (
+    add_noise,
     csd_mixture,
     denoise_action,
     guidance_rescale,
@@ -24,8 +27,24 @@ from ddpo3d_fast.kernels import (
 NOISE_STREAM, ACTION_STREAM = 0, 1  # of Philox, beside the step's offset
 
 
+Predict = Callable[[Tensor, Tensor, slice], tuple[Tensor, ...]]
+"""Noisy latents [B, ...] at int64 timesteps [B] to predictions [B, ...]: a slice of those for the prompt and
+each of what it is held against"""
+
+
+class Noised(NamedTuple):
+    """Noisy latents: item v K + k is noise k of view v, B = V K in all."""
+
+    noisy: Tensor  # [B, ...] z_t
+    found: Tensor | None  # [B, ...] noise that guesses are held against; None: that of the step's stream
+    levels: Tensor  # [B] abar
+    timesteps: Tensor  # [B] int64
+    stream_offset: Tensor  # [1] int64, of the step's noises
+    noises: int  # K
+
+
 class Denoised(NamedTuple):
-    """Noisy latents and what the prior makes of them: item v K + k is noise k of view v, B = V K in all."""
+    """Noisy latents and what the prior makes of them."""
 
     noisy: Tensor  # [B, ...] z_t
     guesses: tuple[Tensor, ...]  # [B, ...] each: for the prompt, then for each of what it is held against
@@ -33,6 +52,34 @@ class Denoised(NamedTuple):
     timesteps: Tensor  # [B] int64
     stream_offset: Tensor  # [1] int64, of the step's noises
     noises: int  # K
+    found: Tensor | None = None  # [B, ...] as in `Noised`
+
+    @classmethod
+    def of(cls, noised: Noised, guesses: tuple[Tensor, ...]) -> Denoised:
+        return cls(noised.noisy, guesses, *noised[2:], noised.found)
+
+
+class Noising(NamedTuple):
+    """What noisy latents are made of."""
+
+    latents: Tensor  # [V, ...] z
+    levels: Tensor  # [B] abar of the wanted ones
+    timesteps: Tensor  # [B] int64
+    alphas_cumprod: Tensor  # [T]
+    seed: int
+    stream_offset: Tensor  # [1] int64, of the step's noises
+    noises: int  # K
+    predict: Predict
+
+    def add_noise(self, levels: Tensor) -> Tensor:
+        """[B, ...], at levels [B], by the step's own noises."""
+        return add_noise(
+            self.latents, levels, self.seed, NOISE_STREAM, self.noises, stream_offset=self.stream_offset
+        )
+
+    def noised(self, noisy: Tensor, found: Tensor | None) -> Noised:
+        """What came of it."""
+        return Noised(noisy, found, self.levels, self.timesteps, self.stream_offset, self.noises)
 
 
 @dataclass(frozen=True)
@@ -73,6 +120,15 @@ class Objective(NamedTuple):
     """Predictions and the weight [B] of every item -> the gradient on the latents [V, ...]"""
     rescales: bool = True
     """Whether `--guidance-rescale` means something to it: it has one clean guess"""
+    noise: Callable[[Noising, Arithmetic], Noised] | None = None
+    """Latents to their noisy ones, by further evaluations of the network; None: by the step's own noise"""
+
+
+def noised(objective: Objective, noising: Noising, arithmetic: Arithmetic) -> Noised:
+    """The noisy latents of an objective."""
+    if objective.noise is None:
+        return noising.noised(noising.add_noise(noising.levels), None)
+    return objective.noise(noising, arithmetic)
 
 
 # ---- w(t)
@@ -106,6 +162,18 @@ def injected_noise(denoised: Denoised, weight: Tensor, arithmetic: Arithmetic) -
         stream_offset=denoised.stream_offset,
         clean_scale=_clean_scale(denoised, arithmetic),
     )
+
+
+def found_noise(denoised: Denoised, weight: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """eps^ - the noise that was found, guided."""
+    noisy, (cond, uncond), levels = denoised.noisy, denoised.guesses, denoised.levels
+    scale = _clean_scale(denoised, arithmetic)
+    said = arithmetic.denoise_action(
+        noisy, cond, uncond, levels, levels, outputs=("guided_noise",), clean_scale=scale
+    ).guided_noise
+    assert said is not None
+    pull = weight.view(-1, *[1] * (noisy.dim() - 1)) * (said - denoised.found)
+    return pull.unflatten(0, (-1, denoised.noises)).sum(1)
 
 
 def classifier(denoised: Denoised, weight: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -152,4 +220,6 @@ OBJECTIVES: dict[str, Objective] = {
     "sds": Objective(("nothing",), dreamfusion, injected_noise),
     "csd": Objective(("nothing",), dreamfusion, classifier, rescales=False),
     "nfsd": Objective(("nothing", "negative"), dreamfusion, noise_free, rescales=False),
+    "ism": Objective(("nothing",), dreamfusion, found_noise, noise=interval),
+    "sdi": Objective(("nothing",), towards_clean, found_noise, noise=inverted),
 }

@@ -13,6 +13,7 @@ from ddpo3d_fast.step import Step
 ADVANTAGE_CLIP = 5.0  # DDPO (arXiv 2305.13301), section 5.1 of its code's defaults
 WINDOW, MIN_WINDOW = 32, 16  # DDPO's per-prompt window of rewards
 RAMP = 0.2  # fraction of the timesteps over which the weight rises
+REWARDSDS, RANKED = (0.9, -0.1), 2  # RewardSDS's weights of the best and of the worst noises, so many of each
 _TINY = 1e-6
 
 
@@ -45,6 +46,20 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(
         -ADVANTAGE_CLIP, ADVANTAGE_CLIP
     )
+
+
+def ranked_advantages(rewards: Tensor) -> Tensor:
+    """Advantages [V, K] of rewards [V, K], K at least 4, that make RewardSDS of the noise policy at weight 1.
+
+    RewardSDS (arXiv 2503.09601) weighs the residuals of a view's noises by 0.45 for its best two, -0.05 for
+    its worst two, and 0 for the others; the policy by (1 + A) / K.
+    """
+    count = rewards.shape[1]
+    weights = torch.zeros_like(rewards)
+    weights[:, :RANKED] = REWARDSDS[1] / RANKED  # by rank, from the worst
+    weights[:, -RANKED:] = REWARDSDS[0] / RANKED
+    ranks = rewards.argsort(dim=1, stable=True).argsort(dim=1)
+    return count * weights.gather(1, ranks) - 1
 
 
 class RunningBaseline:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, untimed
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
+from ddpo3d_fast.rewards import Reward, Scores, scores_vjp_of
 
 
 class RewardGuide(Guidance):
@@ -18,19 +18,19 @@ class RewardGuide(Guidance):
     def __call__(self, seen: Seen, so_far: Gradient) -> Gradient:
         assert so_far.pictures is not None, "the guide is relative to a gradient"
         with self.timer("reward"):
-            ascent, score = reward_guide(seen.pictures, self.text, self.scorer, self.weight, so_far.pictures)
-        return Gradient(ascent, metrics={"guide": score})
+            ascent, scores = reward_guide(seen.pictures, self.text, self.scorer, self.weight, so_far.pictures)
+        return Gradient(ascent, metrics=told_of("guide", scores))
 
 
 def reward_guide(
     pictures: Tensor, text: str, scorer: Reward, weight: float, pull: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and the mean score [].
+) -> tuple[Tensor, Scores]:
+    """Gradient [V, 3, H, W] that raises the score of pictures [V, 3, H, W], and their scores [V].
 
     Scorers differ by orders of magnitude in the size of their gradients, so each view's is scaled to `weight`
     times the norm of `pull` [V, 3, H, W], the distillation's gradient: a weight means the same for every one.
     """
-    scores, ascent = scorer.score_vjp(pictures, [text] * len(pictures))
+    scores, ascent = scores_vjp_of(scorer, pictures, [text] * len(pictures))
     norm = ascent.flatten(1).norm(dim=1).clamp_min(1e-20)
     scale = weight * pull.flatten(1).norm(dim=1) / norm
-    return -scale.view(-1, 1, 1, 1) * ascent, scores.mean()
+    return -scale.view(-1, 1, 1, 1) * ascent, scores

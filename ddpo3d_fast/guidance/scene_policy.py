@@ -11,20 +11,22 @@ import math
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, untimed
+from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, is_due, shuffled
 from ddpo3d_fast.kernels import philox_normal
-from ddpo3d_fast.rewards import Reward
+from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors
 
-WAVES, FREQUENCY = 4, 1.5  # Fourier features, and the deviation of their wave vectors in radians a unit
-FIELDS = 1 + 2 * WAVES  # a constant, and a cosine and a sine of each wave
+BANDS = (1.5, 6.0, 24.0)
+"""Fourier features from coarse to fine: the deviations of their wave vectors, in radians a unit"""
+WAVES = 4  # a band
+FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
+BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
 DECAY = 0.9  # of the mean over steps
-CHANCE = 1 + 3 * math.sqrt(2 / FIELDS)
-"""How many times its mean the square of a channel that is chance alone may be: three deviations above"""
-NORMS = 2.0  # of what the views pull with, for weight 1 and an estimate without chance
+DEVIATIONS = 3.0  # that the square of what is chance alone may be above its mean
+NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
 _TINY = 1e-6
 _NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
@@ -36,16 +38,19 @@ class ScenePolicy(Guidance):
         self,
         scorer: Reward,
         config: Config,
-        channels: int,
+        channels: Tensor,
         device: torch.device | str = "cpu",
         timer: Timer = untimed,
     ) -> None:
-        """`channels` are the scene's."""
+        """`channels` [C]: 1 for those of the scene's channels that `policy_moves` names, 0 for the others."""
         self.scorer, self.text, self.seed, self.timer = scorer, config.prompt, config.seed, timer
         self.weight, self.pairs = config.reward.policy_weight, config.reward.policy_pairs
         self.shuffles, self.every = config.reward.shuffle_advantages, config.reward.policy_every
-        self.waves = FREQUENCY * philox_normal((3, WAVES), self.seed, ACTION_STREAM, device)
-        self.mean, self.variance = torch.zeros(2, FIELDS, channels, device=device).unbind()
+        self.moves = config.reward.policy_moves
+        self.channels, self.bands = channels.to(device), bands(device)
+        deviations = torch.tensor(BANDS, device=device).repeat_interleave(WAVES)
+        self.waves = deviations * philox_normal((3, len(deviations)), self.seed, ACTION_STREAM, device)
+        self.mean, self.variance = torch.zeros(2, FIELDS, len(channels), device=device).unbind()
 
     def variant(self, step: Step) -> bool:
         """Whether it asks the reward: decided without a wait."""
@@ -67,36 +72,36 @@ class ScenePolicy(Guidance):
         assert seen.scene is not None, "the scene policy moves a scene"
         phi = fields(seen.scene.positions, self.waves) * seen.scene.present
         metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
-        known = self.mean * signal(self.mean, self.variance)
-        pull = phi @ known / ((phi @ self.mean).norm() + _NONE)
-        return Gradient(scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm()})
+        known = self.mean * signal(self.mean, self.variance, self.bands)
+        per_row = seen.scene.present.sum().clamp_min(1).sqrt()
+        pull = phi @ known / ((phi @ self.mean).norm() / per_row + _NONE)
+        return Gradient(
+            scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
+        )
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""
         actions = philox_normal(
             (self.pairs, *self.mean.shape), self.seed, ACTION_STREAM, phi.device, inputs["scene_offset"]
         )
-        rewards = self._rewards(scene, phi, actions)
+        actions = actions * self.channels
+        scores = self._rewards(scene, phi, actions)
+        rewards = scores.total.view(-1, 2)
         advantages = pair_advantages(rewards)
         if self.shuffles:
             advantages = shuffled(advantages[None], inputs["scene_lots"])[0]
         ascent, variance = score_function_gradient(advantages, actions)
         self.mean.lerp_(ascent, 1 - DECAY)
         self.variance.mul_(DECAY**2).add_((1 - DECAY) ** 2 * variance)
-        return {"reward": rewards.mean(), "advantage_spread": rewards.std()}
+        return told_of("reward", scores) | {"advantage_spread": rewards.std()}
 
-    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Tensor:
-        """[K, 2] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
+    def _rewards(self, scene: Movable, phi: Tensor, actions: Tensor) -> Scores:
+        """[2 K] rewards of the scene moved by each action, and by its opposite; pair k as view k mod V sees
         it."""
         with self.timer("render"):
-            pictures = [
-                scene.picture_of(sign * (phi @ action), number % scene.views)
-                for number, action in enumerate(actions)
-                for sign in (1, -1)
-            ]
+            pictures = scene.pictures_of(phi, actions, self.moves).flatten(0, 1)
         with self.timer("reward"):
-            scores = self.scorer.score(torch.cat(pictures), [self.text] * len(pictures))
-        return scores.view(-1, 2)
+            return scores_of(self.scorer, pictures, [self.text] * len(pictures))
 
 
 def fields(positions: Tensor, waves: Tensor) -> Tensor:
@@ -127,11 +132,19 @@ def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor
     return terms.mean(0), terms.var(0) / len(terms)
 
 
-def signal(mean: Tensor, variance: Tensor) -> Tensor:
-    """[C] what of an estimate [F, C] of this variance is no chance, 0 to 1 for each channel.
+def bands(device: torch.device | str = "cpu") -> Tensor:
+    """[F, B] 1 where a field is of a band, else 0."""
+    return torch.nn.functional.one_hot(torch.tensor(BAND_OF)).float().to(device)
 
-    The positive part of 1 - CHANCE variance / square (James and Stein 1961), so that a channel that the
-    reward says nothing of gets nothing.
+
+def signal(mean: Tensor, variance: Tensor, inside: Tensor) -> Tensor:
+    """[F, C] what of an estimate [F, C] of this variance is no chance, 0 to 1, the same for the fields of a
+    band in a channel; `inside` [F, B] are the bands.
+
+    The positive part of 1 - chance variance / square (James and Stein 1961), with sums over the band, so that
+    a channel gets nothing in a band in which the reward says nothing of it. `chance` is 1 and DEVIATIONS
+    deviations of the square of so many fields of chance, relative to its mean.
     """
-    square = mean.square().sum(0)
-    return (square - CHANCE * variance.sum(0)).clamp_min(0) / (square + _NONE)
+    chance = 1 + DEVIATIONS * (2 / inside.sum(0)).sqrt()
+    square, expected = inside.T @ mean.square(), chance[:, None] * (inside.T @ variance)
+    return inside @ ((square - expected).clamp_min(0) / (square + _NONE))

@@ -7,6 +7,7 @@ from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
+from .features import rasterize_features
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterizer import (
     Rasterization,
@@ -37,6 +38,7 @@ __all__ = [
     "philox_normal",
     "rasterize",
     "rasterize_backward",
+    "rasterize_features",
     "rasterize_forward",
     "score_residual",
     "set_num_threads",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,48 @@ class Reward(Protocol):
         """Scores [B], and the gradient [B, 3, H, W] of each image's own score with respect to that image."""
 
 
+class Scores(NamedTuple):
+    """What a reward says of pictures, and what each of those says that it is the sum of."""
+
+    total: Tensor  # [B]
+    each: dict[str, Tensor]  # [B] by the reward's name, on its own scale, without its weight
+
+
+class SumOfRewards:
+    """A reward whose scores come apart."""
+
+    def scores(self, images: Tensor, prompts: list[str]) -> Scores:
+        """As `score`, apart."""
+        raise NotImplementedError
+
+    def scores_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Scores, Tensor]:
+        """As `score_vjp`, the scores apart; the gradient is the sum's."""
+        raise NotImplementedError
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.scores(images, prompts).total
+
+    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        scores, gradient = self.scores_vjp(images, prompts)
+        return scores.total, gradient
+
+
+def scores_of(reward: Reward, images: Tensor, prompts: list[str]) -> Scores:
+    """`reward.score`, and by name what it is the sum of: itself alone, if of none."""
+    if isinstance(reward, SumOfRewards):
+        return reward.scores(images, prompts)
+    total = reward.score(images, prompts)
+    return Scores(total, {reward.name: total})
+
+
+def scores_vjp_of(reward: Reward, images: Tensor, prompts: list[str]) -> tuple[Scores, Tensor]:
+    """`reward.score_vjp`, the scores by name, too."""
+    if isinstance(reward, SumOfRewards):
+        return reward.scores_vjp(images, prompts)
+    total, gradient = reward.score_vjp(images, prompts)
+    return Scores(total, {reward.name: total}), gradient
+
+
 @dataclass(frozen=True)
 class RewardSettings:
     """Where a reward runs, and for which run. A kind passes over what means nothing to it."""
@@ -48,9 +91,12 @@ class RewardKind(NamedTuple):
     """What a name behind --reward means."""
 
     make: Callable[[str, RewardSettings], Reward]
-    """From what follows the @ of NAME@SOURCE, and where to run. Raises InputError, one line."""
+    """From what follows the @ of NAME@SOURCE or the : of NAME:CHOICE, and where to run. Raises InputError,
+    one line."""
     sourced: bool = True
     """whether its weights may be named so; without a source they are looked for, and fetched"""
+    choices: Mapping[str, Any] = MappingProxyType({})
+    """what may follow the colon of NAME:CHOICE, one of which must, if there are any"""
 
 
 def check_images(images: Tensor, device: torch.device, square: bool = False) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.errors import FallbackWarning, InputError, first_line
+from ddpo3d_fast.errors import InputError, first_line, suggestion
+from ddpo3d_fast.rewards.kinds import REWARDS
 from ddpo3d_fast.rewards.paths import is_module_of, locate_function
 from ddpo3d_fast.sources import record
 
@@ -25,11 +24,7 @@ Function = Callable[[Tensor, list[str]], Any]
 
 
 class _NoGradient(Exception):
-    """Why scores give the images no gradient; `promised` where their graph said that they would."""
-
-    def __init__(self, reason: str, promised: bool = True) -> None:
-        super().__init__(reason)
-        self.promised = promised
+    """Why scores give the images no gradient."""
 
 
 class _OneNumber(InputError):
@@ -41,11 +36,10 @@ class FunctionReward:
 
     Scores may be a tensor of any real dtype and device, an array, or a list or tuple of numbers or of tensors
     of one number; a column [B, 1] counts as [B]. A function that gives one number for two pictures is called
-    for one picture at a time. It gets copies, which it may change. It is tried on two small pictures, first
-    without a gradient, as the policies call it. Unless it has an attribute
-    `differentiable` that is False, it is then tried with one: where the images get a finite gradient it
-    counts as differentiable, and must score each image by itself. InputError for a wrong result or an
-    exception of its own.
+    for one picture at a time. It gets copies, which it may change, and it is tried on two small pictures. No
+    gradient is asked of it, unless it has an attribute `differentiable` that is True: then it is tried with
+    one, too, and must score each image by itself. InputError for a wrong result, an exception of its own, or
+    a gradient that it declares and does not give.
     """
 
     capturable = False  # its scores are looked at in every step
@@ -61,8 +55,9 @@ class FunctionReward:
         except _OneNumber:
             self._one_by_one = True
             self.score(images, prompts)
-        declared = bool(getattr(function, "differentiable", True))
-        self.differentiable = declared and self._has_gradient(images, prompts)
+        self.differentiable = bool(getattr(function, "differentiable", False))
+        if self.differentiable:
+            self.score_vjp(images, prompts)
 
     def prepare(self, gradient: bool) -> None:
         """Nothing to make."""
@@ -77,25 +72,7 @@ class FunctionReward:
         try:
             return self._scores_and_gradient(images, prompts)
         except _NoGradient as error:
-            raise InputError(
-                f"--reward: {self.name}: gave a gradient when it was tried, and now {error}"
-            ) from error
-
-    def _has_gradient(self, images: Tensor, prompts: list[str]) -> bool:
-        """Whether the trial gives the images one; where there is a graph, and yet none comes, it says why."""
-        try:
-            self._scores_and_gradient(images, prompts)
-            return True
-        except _NoGradient as error:
-            if error.promised:
-                warnings.warn(
-                    f"--reward: {self.name}: {error}, so that only the policies use it, not the guide",
-                    FallbackWarning,
-                    stacklevel=2,
-                )
-        except InputError as error:  # .numpy() for one, which a tensor with a graph does not have
-            logging.getLogger("ddpo3d_fast").info("%s (asked for a gradient, which it has none of)", error)
-        return False
+            raise InputError(f"--reward: {self.name}: says that it is differentiable, and {error}") from error
 
     def _scores_and_gradient(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """[B], and [B, 3, H, W]. InputError where the function fails, else _NoGradient."""
@@ -103,7 +80,7 @@ class FunctionReward:
             leaf = images.detach().clone().requires_grad_()
             scores = self._call(leaf.clone(), prompts)  # a leaf could not be changed in place
             if not scores.requires_grad:
-                raise _NoGradient("its scores have no graph", promised=False)
+                raise _NoGradient("its scores have no graph")
             try:
                 (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
             except Exception as error:
@@ -179,6 +156,7 @@ def find_function(name: str) -> Function:
         if module_name == missing or module_name.startswith(missing + "."):
             raise InputError(
                 f"--reward: {name}: no module {module_name!r} here or on the Python path"
+                f"{suggestion(module_name, [kind for kind in REWARDS if REWARDS[kind].choices])}"
             ) from error
         raise InputError(
             f"--reward: {name}: module {module_name!r} needs {missing!r}, which is not installed"

@@ -1,11 +1,12 @@
-"""What a user calls a reward: NAME, NAME@SOURCE or module:function, each with =WEIGHT or without."""
+"""What a user calls a reward: NAME, NAME@SOURCE, NAME:CHOICE or module:function, perhaps with =WEIGHT."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
-from ddpo3d_fast.errors import InputError, suggestion
+from ddpo3d_fast.errors import InputError, choose, suggestion
 from ddpo3d_fast.rewards.kinds import REWARDS
 from ddpo3d_fast.rewards.names import PREDICTORS, map_path, split_predictor, split_weight
 from ddpo3d_fast.rewards.paths import absolute_function
@@ -19,20 +20,37 @@ def parse_rewards(specs: Sequence[str]) -> list[tuple[str, float]]:
     """
     parsed = [split_weight(spec) for spec in specs]
     for name, _ in parsed:
-        kind, at, source = name.partition("@")
-        known = kind in REWARDS and (not at or (source and REWARDS[kind].sourced))
-        if not known and not all(name.partition(":")):
-            sourced = [kind for kind in REWARDS if REWARDS[kind].sourced]
-            own = [kind for kind in REWARDS if not REWARDS[kind].sourced]
-            quoted = " or ".join(f"`{each}`" for each in own)
+        if known := in_table(name):
+            if choices := REWARDS[known[0]].choices:
+                choose(choices, known[1], f"--reward: {known[0]}")
+        elif not all(name.partition(":")):
+            names = [f"{kind}:NAME" if of.choices else kind for kind, of in REWARDS.items()]
             raise InputError(
-                f"--reward: expected {quoted} or module:function of your own, "
-                f"got {name!r}, which is none of {', '.join(sourced)} either"
-                f"{suggestion(kind, [*sourced, *own])}"
+                f"--reward: expected one of {', '.join(names)}, or module:function of your own, got {name!r}"
+                f"{suggestion(name.partition('@')[0], names)}"
             )
     if not parsed:
         raise InputError("--reward: expected at least one NAME[=WEIGHT], got none")
     return parsed
+
+
+def in_table(name: str) -> tuple[str, str] | None:
+    """Kind and source, or choice, of a name without a weight that REWARDS has; None for any other, as a
+    function of the user's. A name with choices is no module of theirs; FOLDER/NAME:function still is."""
+    kind, _, choice = name.partition(":")
+    if kind in REWARDS and REWARDS[kind].choices:
+        return kind, choice
+    kind, at, source = name.partition("@")
+    if kind in REWARDS and (not at or (source and REWARDS[kind].sourced)):
+        return kind, source
+    return None
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """How each is told to people: without source or folder, unless two would be called the same."""
+    short = {name: name.partition("@")[0] if in_table(name) else os.path.basename(name) for name in names}
+    counts = Counter(short.values())
+    return {name: told if counts[told] == 1 else name for name, told in short.items()}
 
 
 def map_paths(name: str, change: Callable[[str], str]) -> str:
@@ -55,8 +73,7 @@ def absolute_reward(spec: str) -> str:
     InputError as from `parse_rewards`.
     """
     ((name, _),) = parse_rewards([spec])
-    in_table = name.partition("@")[0] in REWARDS
-    absolute = map_paths(name, os.path.abspath) if in_table else absolute_function(name)
+    absolute = map_paths(name, os.path.abspath) if in_table(name) else absolute_function(name)
     if absolute == name:
         return spec
     # Without one, a path's own =2 would be its weight.

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.resampling import Resize
-from ddpo3d_fast.rewards.base import RewardSettings, check_images
+from ddpo3d_fast.rewards.base import RewardSettings, Scores, SumOfRewards, check_images
 
 GRADIENT_SCALE = 256.0  # of the gradient of <e, d> inside its tower, where a pixel's share is 1e-4 or less
 
@@ -40,7 +40,8 @@ class Tower:
 
 
 class Scorer(nn.Module):
-    """Pictures [B, 3, size, size] in [0, 1], and text [B, D] without a constant direction -> scores [B]."""
+    """Pictures [B, 3, size, size] in [0, 1], and text [B, D] without a constant direction -> scores [B]. With
+    P directions, [P, D] or text [B, P, D] -> [B, P]."""
 
     mean: Tensor
     std: Tensor
@@ -59,6 +60,8 @@ class Scorer(nn.Module):
             features = features[0]
         direction = self.direction if text is None else text
         assert direction is not None, "without a constant direction the text has to be given"
+        if direction.dim() == (2 if text is None else 3):
+            features = features[:, None]
         # In float32 whatever the tower computes in: differences between scores are small against the scores.
         along = (normalize(features.float(), dim=-1) * direction.float()).sum(-1)
         return self.scale * along + self.bias
@@ -83,7 +86,8 @@ class TowerReward:
         bias: float = 0.0,
         wanted: RewardSettings | None = None,
     ) -> None:
-        """`direction` [D], or what embeds prompts; `wanted` is as on the CPU if left out."""
+        """`direction` [D], or what embeds prompts; `wanted` is as on the CPU if left out. Of several
+        directions, [P, D], each gives a score: [B, P] in all, and a gradient that is that of their sum."""
         self.wanted = wanted or RewardSettings()
         self.name, self.device = name, torch.device(self.wanted.device)
         self.tower, self.direction, self.scale, self.bias = tower, direction, scale, bias
@@ -173,18 +177,48 @@ def tower_key(tower: Tower) -> str:
     return json.dumps([module, tower.size, *tower.mean, *tower.std, tower.interpolation, tower.squash])
 
 
-def sum_on_one_tower(parts: Sequence[tuple[TowerReward, float]]) -> TowerReward:
+class SharedTower(SumOfRewards):
     """The weighted sum of rewards whose towers are the same, which then runs once: each is linear in its
-    embedding, so their sum is a reward, too, along the sum of their directions."""
-    first, bias = parts[0][0], sum(weight * reward.bias for reward, weight in parts)
-    weights = [weight * reward.scale for reward, weight in parts]
-    scale = sum(map(abs, weights)) or 1.0
-    directions = [reward.direction for reward, _ in parts]  # and not `parts`, which hold the other towers
+    embedding, so all are products with directions. No weight is 0."""
 
-    def direction(prompt: str) -> Tensor:
-        each = [one if isinstance(one, Tensor) else one(prompt) for one in directions]
-        return torch.stack(each, 1) @ (torch.tensor(weights) / scale)
+    differentiable, capturable = True, True
 
-    constant = all(isinstance(one, Tensor) for one in directions)
-    along, name = direction("") if constant else direction, " + ".join(reward.name for reward, _ in parts)
-    return TowerReward(name, first.tower, along, scale, bias, first.wanted)
+    def __init__(self, parts: Sequence[tuple[TowerReward, float]]) -> None:
+        first, self.name = parts[0][0], " + ".join(reward.name for reward, _ in parts)
+        self._parts = [(reward.name, weight, reward.bias) for reward, weight in parts]
+        weights = [weight * reward.scale for reward, weight in parts]
+        scale = sum(map(abs, weights)) or 1.0
+        directions = [reward.direction for reward, _ in parts]  # and not `parts`, which hold the other towers
+        shares = torch.tensor(weights)[:, None] / scale
+
+        def direction(prompt: str) -> Tensor:
+            return shares * torch.stack([d if isinstance(d, Tensor) else d(prompt) for d in directions])
+
+        constant = all(isinstance(one, Tensor) for one in directions)
+        along = direction("") if constant else direction
+        self.tower = TowerReward(self.name, first.tower, along, scale, wanted=first.wanted)
+
+    @property
+    def runtime(self) -> str:
+        """For people: what runs the image tower."""
+        return self.tower.runtime
+
+    def prepare(self, gradient: bool) -> None:
+        """Loads, or builds, the engines that would else be made at their first call."""
+        self.tower.prepare(gradient)
+
+    def scores(self, images: Tensor, prompts: list[str]) -> Scores:
+        return self._apart(self.tower.score(images, prompts))
+
+    def scores_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Scores, Tensor]:
+        weighted, gradient = self.tower.score_vjp(images, prompts)
+        return self._apart(weighted), gradient
+
+    def _apart(self, weighted: Tensor) -> Scores:
+        """Of weighted scores [B, P] without their biases."""
+        weighted = weighted.view(-1, len(self._parts))  # of no pictures, too
+        bias = sum(weight * bias for _, weight, bias in self._parts)
+        each = {
+            name: weighted[:, part] / weight + bias for part, (name, weight, bias) in enumerate(self._parts)
+        }
+        return Scores(weighted.sum(1) + bias, each)

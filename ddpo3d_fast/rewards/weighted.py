@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards.base import Reward
-from ddpo3d_fast.rewards.tower import TowerReward, sum_on_one_tower, tower_key
+from ddpo3d_fast.rewards.base import Reward, Scores, SumOfRewards, scores_of, scores_vjp_of
+from ddpo3d_fast.rewards.tower import SharedTower, TowerReward, tower_key
 
 
-class WeightedReward:
+class WeightedReward(SumOfRewards):
     """The sum of rewards times their weights. Its gradient is that of the differentiable ones alone.
 
     An image tower that several of them share runs once.
@@ -29,31 +29,39 @@ class WeightedReward:
         for reward, _ in self.parts:
             reward.prepare(gradient and reward.differentiable)
 
-    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return torch.stack([weight * reward.score(images, prompts) for reward, weight in self.parts]).sum(0)
+    def scores(self, images: Tensor, prompts: list[str]) -> Scores:
+        parts = [(scores_of(reward, images, prompts), weight) for reward, weight in self.parts]
+        return _sum(parts)
 
-    def score_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def scores_vjp(self, images: Tensor, prompts: list[str]) -> tuple[Scores, Tensor]:
         if not self.differentiable:
             raise InputError(f"--reward: {self.name}: has no gradient with respect to the images")
-        scores, gradient = torch.zeros(len(images), device=images.device), torch.zeros_like(images)
+        parts, gradient = list[tuple[Scores, float]](), torch.zeros_like(images)
         for reward, weight in self.parts:
             if reward.differentiable:
-                part, part_gradient = reward.score_vjp(images, prompts)
-                gradient += weight * part_gradient
+                scores, part = scores_vjp_of(reward, images, prompts)
+                gradient += weight * part
             else:
-                part = reward.score(images, prompts)
-            scores += weight * part
-        return scores, gradient
+                scores = scores_of(reward, images, prompts)
+            parts.append((scores, weight))
+        return _sum(parts), gradient
+
+
+def _sum(parts: list[tuple[Scores, float]]) -> Scores:
+    total = torch.stack([weight * scores.total for scores, weight in parts]).sum(0)
+    return Scores(total, {name: each for scores, _ in parts for name, each in scores.each.items()})
 
 
 def _on_shared_towers(parts: Sequence[tuple[Reward, float]]) -> list[tuple[Reward, float]]:
-    """The same sum, with one reward for those of CLIP's whose towers are the same."""
-    others = [(reward, weight) for reward, weight in parts if not isinstance(reward, TowerReward)]
-    towers = [(reward, weight) for reward, weight in parts if isinstance(reward, TowerReward)]
+    """The same sum, with one reward for those of CLIP's whose towers are the same and that count."""
+    towers = [(reward, weight) for reward, weight in parts if isinstance(reward, TowerReward) and weight]
     if len(towers) < 2:
         return list(parts)
+    others = [
+        (reward, weight) for reward, weight in parts if not weight or not isinstance(reward, TowerReward)
+    ]
     groups: dict[str, list[tuple[TowerReward, float]]] = {}
     for reward, weight in towers:
         groups.setdefault(tower_key(reward.tower), []).append((reward, weight))
-    summed = (group[0] if len(group) == 1 else (sum_on_one_tower(group), 1.0) for group in groups.values())
+    summed = [group[0] if len(group) == 1 else (SharedTower(group), 1.0) for group in groups.values()]
     return [*others, *summed]

@@ -9,7 +9,7 @@ from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.relocation import Relocation
 from ddpo3d_fast.scene.splats import Splats
-from ddpo3d_fast.scene.units import CHANNELS
+from ddpo3d_fast.scene.units import CHANNELS, moved_channels
 from ddpo3d_fast.scene.view_batches import View, render_each
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "initial_ball",
     "initial_cloud",
     "look_at_origin",
+    "moved_channels",
     "orbit",
     "outside_hull",
     "prune",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ddpo3d_fast.kernels import TileCapacity
-from ddpo3d_fast.resampling import resize
+from ddpo3d_fast.kernels import TileCapacity, rasterize_features
+from ddpo3d_fast.resampling import resize, scaled
 from ddpo3d_fast.scene.cameras import Cameras
-from ddpo3d_fast.scene.gaussians import Gaussians
-from ddpo3d_fast.scene.units import CHANNELS, in_raw
+from ddpo3d_fast.scene.gaussians import SH_C0, Gaussians, Views
+from ddpo3d_fast.scene.units import CHANNELS, COLORS, UNITS, in_raw
 
 FIRST_CAPACITY = 1 << 16  # pairs of a tile and a Gaussian in one view, 2 MiB on a GPU
 
@@ -45,22 +45,53 @@ class Moved:
         """[R, 1]: 1 where there is a Gaussian, 0 in rows that only fill up the memory."""
         return (self.gaussians.memory("logit_opacities") > -torch.inf).float()[:, None]
 
+    def pictures_of(self, phi: Tensor, actions: Tensor, moves: str) -> Tensor:
+        """[K, 2, 3, S, S] in [0, 1], what camera k mod V sees of the scene moved by phi [R, F] @ actions[k]
+        [K, F, C], in units, and by the opposite; the actions are 0 but for what `moves` names.
+
+        On a GPU nothing waits, and without room they are black.
+        """
+        if moves == "colors":
+            return self._recolored(phi, actions[..., :COLORS])
+        pairs = [
+            torch.cat([self.picture_of(sign * (phi @ action), number % self.views) for sign in (1, -1)])
+            for number, action in enumerate(actions)
+        ]
+        return torch.stack(pairs)
+
+    def _recolored(self, phi: Tensor, actions: Tensor) -> Tensor:
+        """The same where colours alone move, [K, F, 3]. A picture is linear in them, but where one would
+        leave [0, infinity): each view is rendered once, and what it shows of each column of phi."""
+        seen = self._render(self.cameras, self.backgrounds)
+        plain = resize(seen.rgb, self.picture)
+        fields = scaled(rasterize_features(seen.state, phi, self.rooms[0]), self.picture)
+        pictures = plain.new_empty(len(actions), 2, *plain.shape[1:])
+        unit = SH_C0 * UNITS["sh"][1]
+        for view in range(self.views):
+            mine = slice(view, None, self.views)
+            change = torch.einsum("fhw,kfc->kchw", fields[view], unit * actions[mine])
+            pictures[mine] = torch.stack([plain[view] + change, plain[view] - change], 1)
+        return pictures.nan_to_num().clamp(0, 1)
+
     def picture_of(self, offsets: Tensor, view: int) -> Tensor:
         """[1, 3, S, S] in [0, 1], what one of the cameras sees of the scene moved by offsets [R, C], in
         units. On a GPU nothing waits, and without room it is black."""
-        number, this = len(self.overflows), slice(view, view + 1)
+        this = slice(view, view + 1)
+        raw = in_raw(offsets, self.gaussians.sh.shape[1])
+        seen = self._render(self.cameras[this], self.backgrounds[this], raw)
+        return resize(seen.rgb, self.picture).nan_to_num().clamp(0, 1)
+
+    def _render(
+        self, cameras: Cameras, backgrounds: Tensor, offsets: dict[str, Tensor] | None = None
+    ) -> Views:
+        """The next rendering of the step, in the room that is kept for it."""
+        number = len(self.overflows)
         if number == len(self.rooms):
             self.rooms.append(TileCapacity(FIRST_CAPACITY))
-        seen = self.gaussians.render(
-            self.cameras[this],
-            self.rendered,
-            self.rendered,
-            self.backgrounds[this],
-            capacity=self.rooms[number],
-            offsets=in_raw(offsets, self.gaussians.sh.shape[1]),
-        )
+        size, room = self.rendered, self.rooms[number]
+        seen = self.gaussians.render(cameras, size, size, backgrounds, capacity=room, offsets=offsets)
         self.overflows.append(seen.overflow)
-        return resize(seen.rgb, self.picture).nan_to_num().clamp(0, 1)
+        return seen
 
     def without_room(self, overflow: Tensor | None) -> Tensor | None:
         """[1] int32, not 0 where one of the renderings lacked room, or `overflow` is not 0; None on the

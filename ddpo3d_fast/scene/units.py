@@ -13,7 +13,13 @@ UNITS: dict[str, tuple[int, float]] = {
     "log_scales": (3, 0.2),
     "means": (3, 0.02),
 }
+COLORS = UNITS["sh"][0]  # the first channels
 CHANNELS = sum(count for count, _ in UNITS.values())
+
+
+def moved_channels(moves: str) -> Tensor:
+    """[C] 1 for the channels that --policy-moves names, 0 for the others."""
+    return torch.tensor([float(moves == "all" or channel < COLORS) for channel in range(CHANNELS)])
 
 
 def in_raw(offsets: Tensor, bases: int) -> dict[str, Tensor]:
@@ -30,12 +36,13 @@ def in_units(gradients: dict[str, Tensor]) -> Tensor:
 
 
 def pulled(gradients: dict[str, Tensor], pull: Tensor) -> dict[str, Tensor]:
-    """Gradients with respect to raw parameters, plus `pull` [R, C] times their own norm.
+    """Gradients with respect to raw parameters, plus `pull` [R, C] times the norm of each row.
 
-    Norm and pull are with respect to moves in units, so that a weight means the same for every parameter.
+    Norm and pull are with respect to moves in units, so that a weight means the same for every parameter; and
+    the norm is each Gaussian's, so that it means the same for one that all views see and one that none does.
     """
     per_unit = {name: 1 / unit for name, (_, unit) in UNITS.items()}
-    more = _split(in_units(gradients).norm() * pull, per_unit, gradients["sh"].shape[1])
+    more = _split(in_units(gradients).norm(dim=1, keepdim=True) * pull, per_unit, gradients["sh"].shape[1])
     return {name: grad + more[name] if name in more else grad for name, grad in gradients.items()}
 
 

@@ -116,9 +116,10 @@ class Distillation:
     a hub's owner/name, which may be downloaded"""
     guidance_scale: Annotated[float, Range(0.0, 1e3)] = 2.0
     """scale of classifier-free guidance by the prompt; 1 is none"""
-    residual: Literal["clean", "sds", "csd", "nfsd"] = "clean"
+    residual: Literal["clean", "sds", "csd", "nfsd", "ism", "sdi"] = "clean"
     """score distillation: `clean`, towards the clean guess with weight sqrt(1 - abar); `sds`, DreamFusion's
-    with weight 1 - abar; `csd`, `nfsd`, classifier and noise-free, without the injected noise"""
+    with weight 1 - abar; `csd`, `nfsd`, classifier and noise-free, without the injected noise; `ism`, `sdi`,
+    with a noise that DDIM's inversion finds, in 4 and 9 further network evaluations"""
     guidance_rescale: Annotated[float, Range(0.0, 1.0)] = 0.0
     """degree to which the guided clean guess gets back the spread of the unguided one; 0 is not at all, 1
     fully"""
@@ -151,10 +152,10 @@ class Reward:
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="NAME[=WEIGHT]"),
     ] = ()
-    """reward and its weight (1 if left out): `embedded`, `aesthetic`, `clip` (docs/rewards.md has all), or
-    `module:function` of images [B, 3, H, W] and prompts; repeat the flag to add several (default: embedded;
-    with Stable Diffusion aesthetic, or none where a folder is given and aesthetic's files are not on this
-    machine)"""
+    """reward and its weight (1 if left out; below 0 less of it is better): `embedded`, `colour:blue`, `jpeg`,
+    `aesthetic`, `clip` (docs/rewards.md has all), or `module:function` of images [B, 3, H, W] and prompts;
+    repeat the flag to add several (default: embedded; with Stable Diffusion aesthetic, or none where a folder
+    is given and aesthetic's files are not on this machine)"""
     policy_weight: Annotated[float, Range(0.0, 1e3)] = 1.0
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: Annotated[float, Range(0.0, 1e3)] = 0.1
@@ -165,15 +166,18 @@ class Reward:
     policy_pairs: Annotated[int, Range(2, 1024)] = 32
     """pairs of opposite changes of the scene that --policy scene compares in a step, two pictures each for
     the reward, of the step's views in turn"""
+    policy_moves: Literal["colors", "all"] = "colors"
+    """what of the scene --policy scene changes: colours, which takes no rendering a picture and leaves shapes
+    to the prior; or opacities, scales and positions too"""
     policy_every: Annotated[int, Range(1, 100_000)] = 1
     """steps from one in which the policy asks the reward to the next, for rewards that take long; the scene
     policy goes on with what it knows in between"""
     reward_of: Literal["action", "render"] = "action"
     """picture that the policy's reward is of: the clean guess the action leads to, or the rendered view (as
     in the paper's figure)"""
-    baseline: Literal["group", "running"] = "group"
+    baseline: Literal["group", "running", "rewardsds"] = "group"
     """rewards that an advantage is measured against: those of the view's other actions, or a running window
-    of the run's"""
+    of the run's; or RewardSDS's weights of the best two and the worst two noises of a view"""
     shuffle_advantages: bool = False
     """put the advantages within a view in random order: a control for experiments, with as much noise and
     no signal"""

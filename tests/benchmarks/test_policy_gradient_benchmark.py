@@ -37,28 +37,6 @@ def assets(benchmark: ModuleType, gains: list[float], seeds: int = 2) -> list[di
     ]
 
 
-def test_the_interval_of_ten_coins_is_that_of_the_binomial(benchmark: ModuleType) -> None:
-    # Binomial(10, 1/2): P(X <= 1) = 0.011, P(X <= 2) = 0.055, so that its 2.5 % quantile is 2.
-    assert benchmark.bootstrap_interval([0.0, 1.0] * 5) == pytest.approx((0.2, 0.8))
-
-
-def test_the_interval_of_many_values_is_the_normal_one(benchmark: ModuleType) -> None:
-    values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    half = 1.96 * values.std(correction=0) / 200**0.5
-    expected = float(values.mean() - half), float(values.mean() + half)
-    assert benchmark.bootstrap_interval(values.tolist()) == pytest.approx(expected, abs=0.01)
-
-
-def test_the_interval_repeats_and_shrinks_to_a_constant(benchmark: ModuleType) -> None:
-    values = [0.1, 0.4, -0.2, 0.3, 0.0, 0.2]
-    assert benchmark.bootstrap_interval(values) == benchmark.bootstrap_interval(values)
-    assert benchmark.bootstrap_interval([0.3] * 6) == pytest.approx((0.3, 0.3))
-
-
-def test_too_few_prompts_have_no_interval(benchmark: ModuleType) -> None:
-    assert benchmark.bootstrap_interval([0.1] * 5) is None
-
-
 def test_differences_are_paired_and_average_the_seeds_of_a_prompt(benchmark: ModuleType) -> None:
     rows = assets(benchmark, [0.1, 0.2, 0.3])
     rows[3]["reward"] += 0.4  # of prompt 0, seed 1, all

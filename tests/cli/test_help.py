@@ -15,12 +15,14 @@ import pytest
 from ddpo3d_fast import __version__
 from ddpo3d_fast.arguments import (
     EVERYDAY,
+    Batch,
     EnginesBuild,
     EnginesClear,
     EnginesList,
     Generate,
     Info,
     Render,
+    View,
     generate_settings,
 )
 from ddpo3d_fast.configure import preset
@@ -33,7 +35,7 @@ from .conftest import Command
 def test_without_a_command_the_help_names_every_command(command: Command) -> None:
     outcome = command()
     assert outcome.code == 0
-    assert all(f"\n  {name} " in outcome.out for name in ("generate", "render", "info"))
+    assert all(f"\n  {name} " in outcome.out for name in ("generate", "batch", "render", "view", "info"))
     assert outcome == command("--help")
 
 
@@ -41,7 +43,7 @@ def test_version(command: Command) -> None:
     assert command("--version").out == f"ddpo3d-fast {__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["generate", "render", "info"])
+@pytest.mark.parametrize("name", ["generate", "batch", "render", "view", "info"])
 def test_every_command_has_help_with_examples(command: Command, name: str) -> None:
     outcome = command(name, "--help")
     assert outcome.code == 0
@@ -98,7 +100,9 @@ def test_help_all_shows_every_setting(command: Command) -> None:
 
 COMMANDS = {
     "generate": Generate,
+    "batch": Batch,
     "render": Render,
+    "view": View,
     "info": Info,
     "engines list": EnginesList,
     "engines build": EnginesBuild,
@@ -115,7 +119,7 @@ DANGLING = re.compile(
 def test_every_line_of_help_stands_by_itself(command: Command, name: str) -> None:
     lines = options(command(*name.split(), "--help-all").out)
     for option, hint in settings_of(COMMANDS[name]).items():
-        if option == "--asset":
+        if option in ("--asset", "--prompts", "--path"):
             continue
         line = lines[option]
         assert line, option

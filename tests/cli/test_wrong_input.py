@@ -19,12 +19,20 @@ MUSHROOM = "generate --prompt 'a red mushroom'"
 
 # command line -> what the message must say
 COMMAND_LINE = {
-    "generat": "generat: expected a command (generate, render, info, engines); did you mean generate?",
+    "generat": "generat: expected a command (generate, batch, render, view, info, engines); did you mean gen",
     "--prompt 'a red mushroom'": "--prompt: expected a command",
     f"{MUSHROOM} --stepz 3": "--stepz: no such option of generate; did you mean --steps?",
     "render good.ply --sizes 3": "--sizes: no such option of render; did you mean --size?",
     "info --jsn": "--jsn: no such option of info; did you mean --json?",
     "info please": "please: expected only options",
+    "batch": "prompts: expected one file of prompts, got none",
+    "batch a.txt b.txt": "prompts: expected one file of prompts, got a.txt and b.txt",
+    "batch a.txt --seed 3": "--seed: no such option of batch; did you mean --seeds?",
+    "batch a.txt --preset ultra": "--preset: expected one of draft, standard, high",
+    "batch a.txt --cpus few": "--cpus: expected a number, got 'few'",
+    "view": "path: expected one file or folder, got none",
+    "view a b": "path: expected one file or folder, got a and b",
+    "view a --port web": "--port: expected a whole number, got 'web'",
     "generate --prompt a red mushroom": "red: expected only options",
     f"{MUSHROOM} --steps abc": "--steps: expected a whole number, got 'abc'",
     f"{MUSHROOM} --steps=1.5": "--steps: expected a whole number, got '1.5'",
@@ -65,10 +73,14 @@ PROMPTS_AND_REWARDS = {
     "generate --resume \udcff": "--resume: expected text in UTF-8, got '\\udcff'",
     "render \udcff.ply": "render: expected text in UTF-8, got '\\udcff.ply'",
     f"{MUSHROOM} --negative-prompt \udcff": "--negative-prompt: expected text in UTF-8, got '\\udcff'",
-    f"{MUSHROOM} --reward beauty": "--reward: expected `embedded` or module:function of your own, got",
+    f"{MUSHROOM} --reward beauty": "--reward: expected one of embedded, jpeg, colour:NAME,",
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
     f"{MUSHROOM} --policy scene --baseline running": "--baseline: expected group with --policy scene, got",
+    f"{MUSHROOM} --baseline rewardsds --noises 3": "--noises: expected at least 4 for a policy gradient with",
+    f"{MUSHROOM} --baseline rewardsds --policy ddim --noises 4": "--baseline: expected group or running with",
     f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",
+    f"{MUSHROOM} --reward jpeg --policy-weight 0": "--policy-weight: expected more than 0, got 0: jpeg has",
+    f"{MUSHROOM} --reward colour:blu": "--reward: colour: expected one of red, orange, yellow,",
     f"{MUSHROOM} --policy scene --policy-pairs 1": "--policy-pairs: expected a number from 2 to 1024, got 1",
     f"{MUSHROOM} --reward no_such_module:score": "--reward: no_such_module:score: no module",
 }
@@ -138,7 +150,20 @@ PLYS = {
     "render good.ply --stills --output a.mp4": "--output: expected a folder for stills, got a.mp4",
     "render good.ply --output good.ply/a.png": "cannot write good.ply/a.png",
 }
-CASES = COMMAND_LINE | SETTINGS | PROMPTS_AND_REWARDS | PATHS | PLYS
+OTHERS = {
+    "view nowhere": "path: expected an asset, a mesh or a folder of runs, got nowhere, which is not there",
+    "view folder": "path: expected a run or a folder of runs, got folder, where no asset.ply is",
+    "view empty.ply": "empty.ply: not a ply file",
+    "view type.yaml": "type.yaml: not a ply file",
+    "view good.ply --port 70000": "--port: expected a number from 0 to 65535, got 70000",
+    f"{MUSHROOM} --view --port -1": "--port: expected a number from 0 to 65535, got -1",
+    "batch nowhere.txt": "prompts: cannot read nowhere.txt: No such file or directory",
+    "batch bad.yaml": "prompts: bad.yaml is not YAML",
+    "batch list.yaml --preset draft": "--preset: expected none beside list.yaml, which says it itself",
+    "batch good.ply --cpus 0": "--cpus: expected a number from 0.01 to 1024, got 0",
+    "batch good.ply --quiet --json": "--quiet: expected no --json beside it",
+}
+CASES = COMMAND_LINE | SETTINGS | PROMPTS_AND_REWARDS | PATHS | PLYS | OTHERS
 
 
 def save_run(path: Path, steps: int = 3) -> RunFolder:

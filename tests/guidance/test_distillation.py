@@ -252,9 +252,9 @@ def test_the_same_step_gives_the_same_gradient_and_another_step_another(step):
 
 def test_the_reward_guide_climbs_the_score_at_a_size_set_by_the_pull(step):
     pull = torch.randn(step["pictures"].shape, generator=torch.Generator().manual_seed(4))
-    gradient, score = reward_guide(step["pictures"], "text", Brightness(), 0.25, pull)
+    gradient, scores = reward_guide(step["pictures"], "text", Brightness(), 0.25, pull)
     assert torch.allclose(gradient.flatten(1).norm(dim=1), 0.25 * pull.flatten(1).norm(dim=1), rtol=1e-5)
-    assert Brightness().score(step["pictures"] - 0.01 * gradient, []).mean() > score
+    assert Brightness().score(step["pictures"] - 0.01 * gradient, []).mean() > scores.total.mean()
 
 
 def test_the_alpha_penalty_is_the_gradient_of_its_loss():

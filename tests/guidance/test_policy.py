@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from ddpo3d_fast.guidance.policy import RunningBaseline, group_advantages, policy_schedule, shuffled
+from ddpo3d_fast.guidance.policy import (
+    RunningBaseline,
+    group_advantages,
+    policy_schedule,
+    ranked_advantages,
+    shuffled,
+)
 
 
 def test_the_policy_is_off_at_high_noise_and_rises_as_the_timestep_falls():
@@ -51,3 +57,10 @@ def test_shuffling_keeps_the_advantages_of_a_view_and_changes_their_order():
     mixed = shuffled(advantages, torch.rand(6, 8, generator=torch.Generator().manual_seed(3)))
     assert torch.equal(mixed.sort(1).values, advantages.sort(1).values)
     assert not torch.equal(mixed, advantages)
+
+
+def test_ranked_advantages_make_rewardsds_of_the_noise_policy():
+    """Its weights of seven noises: 0.45 for the best two, -0.05 for the worst two (arXiv 2503.09601)."""
+    rewards = torch.tensor([[3.0, 1.0, 7.0, 5.0, 2.0, 6.0, 4.0]])
+    weights = (1 + ranked_advantages(rewards)) / 7
+    torch.testing.assert_close(weights, torch.tensor([[0.0, -0.05, 0.45, 0.0, -0.05, 0.45, 0.0]]))

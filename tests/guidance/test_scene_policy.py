@@ -9,8 +9,10 @@ import torch
 from ddpo3d_fast import settings
 from ddpo3d_fast.guidance import Gradient, ScenePolicy, Seen
 from ddpo3d_fast.guidance.scene_policy import (
+    BAND_OF,
     FIELDS,
     NORMS,
+    bands,
     fields,
     pair_advantages,
     score_function_gradient,
@@ -26,7 +28,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 class ToyScene:
-    """A picture [1, 1, R, C] of the offsets themselves; the last row is not in use."""
+    """Pictures [K, 2, 1, R, C] of the offsets themselves; the last row is not in use."""
 
     channels, views = CHANNELS, VIEWS
     positions = 0.5 * normal(ROWS, 3, seed=1)
@@ -35,13 +37,16 @@ class ToyScene:
     def __init__(self):
         self.seen = []
 
-    def picture_of(self, offsets, view):
-        self.seen.append((view, offsets))
-        return offsets[None, None]
+    def pictures_of(self, phi, actions, moves):
+        offsets = torch.stack([phi @ actions, -(phi @ actions)], 1)
+        self.seen += [(k % VIEWS, each) for k, pair in enumerate(offsets) for each in pair]
+        return offsets[:, :, None]
 
 
 class Wanting:
     """A reward of offsets: of any function."""
+
+    name = "wanting"
 
     def __init__(self, function):
         self.function = function
@@ -59,7 +64,7 @@ def steered(function, steps=30, seed=11, scene=None, **wishes):
     """The pulls on a toy scene in some steps, and what was reported."""
     reward = settings.Reward(policy="scene", **wishes)
     config = settings.Config(prompt="text", seed=seed, reward=reward)
-    policy = ScenePolicy(Wanting(function), config, CHANNELS)
+    policy = ScenePolicy(Wanting(function), config, torch.ones(CHANNELS))
     pulls, metrics, drawn = [], [], Step(1, 0.0, *[None] * 8)
     for number in range(1, steps + 1):
         step = drawn._replace(number=number)
@@ -139,7 +144,7 @@ def test_an_advantage_is_half_the_difference_in_units_of_its_size():
 
 
 def test_fields_are_smooth_and_of_one_size_everywhere():
-    waves, positions = normal(3, 4), normal(100, 3, seed=1)
+    waves, positions = normal(3, 12), normal(100, 3, seed=1)
     phi = fields(positions, waves)
     assert phi.shape == (100, FIELDS)
     assert torch.allclose(phi.square().sum(1), torch.ones(100), atol=1e-6)
@@ -148,23 +153,50 @@ def test_fields_are_smooth_and_of_one_size_everywhere():
     assert (phi[:, 0] == phi[0, 0]).all()
 
 
-def test_a_channel_of_chance_has_no_signal_and_a_sure_one_has_all():
+def test_waves_of_a_band_are_as_fine_as_its_number_says():
+    config = settings.Config(prompt="text", seed=4, reward=settings.Reward(policy="scene"))
+    waves = ScenePolicy(Wanting(first_channel), config, torch.ones(CHANNELS)).waves
+    assert waves.shape == (3, (FIELDS - 1) // 2)
+    lengths = torch.stack(
+        [waves[:, [b == band for b in BAND_OF[1:13]]].norm(dim=0).mean() for band in range(3)]
+    )
+    assert torch.allclose(lengths, math.sqrt(8 / math.pi) * torch.tensor([1.5, 6.0, 24.0]), rtol=0.5)
+    assert BAND_OF[1:13] == BAND_OF[13:]  # cosines and sines
+
+
+def test_a_band_of_chance_has_no_signal_in_a_channel_and_a_sure_one_has_all():
     variance = torch.full((FIELDS, 1000), 0.04)
-    assert (signal(0.2 * normal(FIELDS, 1000), variance) > 0).float().mean() < 0.02
-    assert signal(torch.ones(FIELDS, 1), torch.full((FIELDS, 1), 1e-9)).item() == pytest.approx(1)
-    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1)).item() == 0
+    assert (signal(0.2 * normal(FIELDS, 1000), variance, bands()) > 0).float().mean() < 0.02
+    mean, band = torch.zeros(FIELDS, 2), torch.tensor(BAND_OF)
+    mean[band == 1, 1] = 1.0
+    sure = signal(mean + 1e-3, torch.full_like(mean, 1e-4), bands())
+    assert (sure[band == 1, 1] > 0.99).all()
+    assert (sure[band != 1] == 0).all()
+    assert (sure[:, 0] == 0).all()
+    assert signal(torch.zeros(FIELDS, 1), torch.zeros(FIELDS, 1), bands()).abs().max() == 0
 
 
 def test_the_pull_raises_what_the_reward_wants_and_leaves_the_rest():
     pulls, metrics = steered(first_channel)
     assert all(pull.shape == (ROWS, CHANNELS) for pull in pulls)
     last = -pulls[-1]  # a gradient is of a loss
-    assert last[:-1, 0].mean() > 0.3 * NORMS / math.sqrt(ROWS)
+    assert last[:-1, 0].mean() > 0.3 * NORMS
     assert last[:, 1:].norm() < 0.1 * last.norm()
     assert (last[-1] == 0).all()  # a row that is not in use
-    assert 0.5 * NORMS < last.norm() <= NORMS
-    assert metrics[-1]["signal"] == pytest.approx(float(last.norm()) / NORMS, rel=1e-5)
+    lengths = last[:-1].norm(dim=1) / NORMS
+    assert 0.25 < lengths.square().mean() <= 1
+    assert metrics[-1]["signal"] == pytest.approx(float(lengths.square().mean().sqrt()), rel=1e-5)
     assert metrics[-1]["advantage_spread"] > 0
+
+
+def test_a_channel_that_is_not_to_move_stays():
+    config = settings.Config(prompt="text", seed=1, reward=settings.Reward(policy="scene"))
+    policy = ScenePolicy(Wanting(first_channel), config, torch.tensor([1.0, 0, 0, 1]))
+    scene, step = ToyScene(), Step(1, 0.0, *[None] * 8)
+    pull = policy(Seen(None, None, policy.inputs(step), True, scene), Gradient()).scene
+    for offsets in [pull] + [offsets for _, offsets in scene.seen]:
+        assert (offsets[:, 1:3] == 0).all()
+    assert (scene.seen[0][1][:-1, [0, 3]] != 0).all()
 
 
 def test_the_pull_does_not_depend_on_the_scale_of_the_reward_but_on_the_weight():
@@ -184,13 +216,13 @@ def test_a_reward_that_says_nothing_does_nothing(answer):
         "shuffled": first_channel,
     }
     pulls, _ = steered(functions[answer], 100, shuffle_advantages=answer == "shuffled")
-    lengths = torch.stack([pull.norm() for pull in pulls]) / NORMS
+    lengths = torch.stack([pull.norm() for pull in pulls]) / math.sqrt(ROWS) / NORMS
     assert lengths.mean() < (1e-12 if answer == "the same" else 0.05)
 
 
 def test_a_yes_or_no_is_reward_enough():
     last = -steered(lambda offsets: (first_channel(offsets) > 0.1).float())[0][-1]
-    assert last[:-1, 0].mean() > 0.3 * NORMS / math.sqrt(ROWS)
+    assert last[:-1, 0].mean() > 0.3
 
 
 def test_between_the_steps_that_ask_the_pull_stays():
@@ -221,7 +253,7 @@ def test_actions_follow_from_the_seed_and_come_in_opposite_pairs_of_the_views_in
 
 def test_the_state_is_all_that_a_step_needs_of_those_before():
     config = settings.Config(prompt="text", seed=1, reward=settings.Reward(policy="scene"))
-    whole, begun = (ScenePolicy(Wanting(first_channel), config, CHANNELS) for _ in range(2))
+    whole, begun = (ScenePolicy(Wanting(first_channel), config, torch.ones(CHANNELS)) for _ in range(2))
     drawn = Step(1, 0.0, *[None] * 8)
 
     def call(policy, number):
@@ -230,6 +262,6 @@ def test_the_state_is_all_that_a_step_needs_of_those_before():
 
     call(whole, 1)
     call(begun, 1)
-    resumed = ScenePolicy(Wanting(first_channel), dataclasses.replace(config), CHANNELS)
+    resumed = ScenePolicy(Wanting(first_channel), dataclasses.replace(config), torch.ones(CHANNELS))
     resumed.load({name: tensor.tolist() for name, tensor in begun.state().items()})
     assert torch.equal(call(resumed, 2), call(whole, 2))

@@ -63,6 +63,36 @@ def guided(
     return guess
 
 
+def inverted(
+    views: Views, path: list[Tensor], first: Tensor, scale: float, either: bool
+) -> tuple[Tensor, Tensor]:
+    """DDIM's inversion of z over timesteps [B] in rising order: the latents at the last of them, and the
+    noise guessed at the one before. `either`: for the prompt, too, and not without it alone."""
+    prior, each = views.prior, len(first) // len(views.z)
+    abar = [over(views.abar(at), first) for at in path]
+    z_t, noise = abar[0].sqrt() * views.z.repeat_interleave(each, 0) + (1 - abar[0]).sqrt() * first, first
+    for at, here, there in zip(path, abar, abar[1:], strict=False):
+        cond, uncond = prior.predict(z_t, at, views.conditions)[:2]
+        guess = guided(prior, z_t, here.flatten(), cond if either else uncond, uncond, scale)
+        z_t, noise = there.sqrt() * guess.clean + (1 - there).sqrt() * guess.noise, guess.noise
+    return z_t, noise
+
+
+def found(views: Views, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents at timesteps [B], and the noise that the guess is held against."""
+    kind, total = views.config.distillation.residual, len(views.prior.alphas_cumprod)
+    if kind == "ism":
+        s = (timesteps - round(total / 20)).clamp_min(0)
+        return inverted(views, [s // 4, s // 2, 3 * s // 4, s, timesteps], noise, 1.0, False)
+    a = over(views.abar(timesteps), noise)
+    z = views.z.repeat_interleave(len(noise) // len(views.z), 0)
+    if kind == "sdi":
+        path = [(timesteps * i / 10).floor().long() for i in range(1, 11)]
+        z_t, _ = inverted(views, path, noise, 2 - views.config.distillation.guidance_scale, True)
+        return z_t, (z_t - a.sqrt() * z) / (1 - a).sqrt()
+    return a.sqrt() * z + (1 - a).sqrt() * noise, noise
+
+
 def residual(
     prior: Any,
     config: Config,
@@ -75,10 +105,10 @@ def residual(
     kind, scale = config.distillation.residual, config.distillation.guidance_scale
     abar = prior.alphas_cumprod.double()[timesteps]
     a = over(abar, noisy)
-    if kind in ("clean", "sds"):
+    if kind in ("clean", "sds", "ism", "sdi"):
         rescale = config.distillation.guidance_rescale
         guess = guided(prior, noisy, abar, predictions[0], predictions[1], scale, rescale)
-        weight = (1 - a) / a.sqrt() if kind == "clean" else 1 - a
+        weight = (1 - a) / a.sqrt() if kind in ("clean", "sdi") else 1 - a
         return weight * (guess.noise - noise)
     said = [converted(prior.prediction_type, noisy, abar, each).noise for each in predictions]
     if kind == "csd":
@@ -90,6 +120,11 @@ def residual(
 
 def advantages(rewards: Tensor, window: Tensor, baseline: str) -> Tensor:
     """[V, K] of rewards [V, K]."""
+    if baseline == "rewardsds":
+        better = (rewards[:, :, None] > rewards[:, None]).sum(2)  # than so many of its view
+        count = rewards.shape[1]
+        weight = torch.where(better >= count - 2, 0.45, torch.where(better < 2, -0.05, 0.0)).double()
+        return count * weight - 1
     if baseline == "group":
         mean, spread = rewards.mean(1, keepdim=True), rewards.std(1, keepdim=True)
     else:
@@ -156,7 +191,7 @@ def noised(views: Views, each: int) -> Noised:
     z, prior = views.z, views.prior
     timesteps, noise = views.timesteps.repeat_interleave(each), views.noise(each, 2 * views.number)
     abar = views.abar(timesteps)
-    z_t = over(abar.sqrt(), z) * z.repeat_interleave(each, 0) + over((1 - abar).sqrt(), z) * noise
+    z_t, noise = found(views, timesteps, noise)
     predictions = prior.predict(z_t, timesteps, views.conditions)
     pull = residual(prior, views.config, z_t, noise, timesteps, predictions)
     return Noised(z_t, abar, predictions, pull.view(len(z), each, *z.shape[1:]))

@@ -14,8 +14,17 @@ from .draws import Draw, philox_normal
 from .guidance import Score
 from .scene import Tensors, render
 
-WAVES = 4
-FIELDS = 1 + 2 * WAVES
+WAVES = 4  # a band
+BANDS = (1.5, 6.0, 24.0)
+COLOR = 0.28209479177387814  # 1 / (2 sqrt(pi))
+FIELDS = 1 + 2 * WAVES * len(BANDS)
+# Columns of phi: with the constant, or of a finer band the cosines and the sines.
+MEMBERS = [
+    ([0] if band == 0 else [])
+    + [1 + band * WAVES + i for i in range(WAVES)]
+    + [1 + (len(BANDS) + band) * WAVES + i for i in range(WAVES)]
+    for band in range(len(BANDS))
+]
 # Of sh, logit_opacities, log_scales and means, in this order.
 UNITS = torch.tensor([0.3] * 3 + [0.5] + [0.2] * 3 + [0.02] * 3, dtype=torch.float64)
 
@@ -49,20 +58,25 @@ def scene_policy(
     resized: object,
 ) -> Pulled:
     wishes, pairs = config.reward, config.reward.policy_pairs
-    waves = 1.5 * philox_normal((3, WAVES), config.seed, 1)
+    deviations = torch.tensor(BANDS).double().repeat_interleave(WAVES)
+    waves = deviations * philox_normal((3, WAVES * len(BANDS)), config.seed, 1)
     phases = gaussians["means"] @ waves
-    phi = torch.cat([torch.ones(len(phases), 1).double(), phases.cos(), phases.sin()], 1) / math.sqrt(5)
+    phi = torch.cat([torch.ones(len(phases), 1).double(), phases.cos(), phases.sin()], 1)
+    phi = phi / math.sqrt(1 + WAVES * len(BANDS))
     (m, v), metrics, safe = estimate, {}, True
     if (number - 1) % wishes.policy_every == 0:
         c = philox_normal((pairs, FIELDS, len(UNITS)), config.seed, 2 * number + 1)
-
+        if wishes.policy_moves == "colors":
+            c[:, :, 3:] = 0
         size = min(now.rendered, now.picture)
         rewards = torch.zeros(pairs, 2, dtype=torch.float64)
         for k in range(pairs):
             view = k % config.schedule.views
             cameras, behind = now.cameras.only(view), now.backgrounds[view : view + 1]
             for side, sign in enumerate((1, -1)):
-                out = render(moved(gaussians, sign * phi @ c[k]), cameras, size, behind)
+                other = moved(gaussians, sign * phi @ c[k])
+                plain = 0.5 + COLOR * other["sh"][:, 0] if wishes.policy_moves == "colors" else None
+                out = render(other, cameras, size, behind, colors=plain)
                 picture = resized(out.rgb, now.picture).clamp(0, 1)  # type: ignore[operator]
                 rewards[k, side] = score(picture, [config.prompt]).item()
                 safe = safe and bool(out.safe.all())
@@ -76,18 +90,20 @@ def scene_policy(
         m = 0.9 * m + 0.1 * terms.mean(0)
         v = 0.81 * v + 0.01 * terms.var(0) / pairs
         metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std())}
-    square = (m**2).sum(0)
-    known = m * (1 - (1 + 3 * math.sqrt(2 / FIELDS)) * v.sum(0) / square).clamp_min(0)
-    direction = phi @ known / (phi @ m).norm()
+    known = m.clone()
+    for columns in MEMBERS:
+        square, chance = (m[columns] ** 2).sum(0), 1 + 3 * math.sqrt(2 / len(columns))
+        known[columns] *= (1 - chance * v[columns].sum(0) / square.clamp_min(1e-30)).clamp_min(0)
+    direction = phi @ known / (phi @ m).square().sum(1).mean().sqrt()
 
     parts = [grads["sh"][:, 0], grads["logit_opacities"][:, None], grads["log_scales"], grads["means"]]
-    length = (torch.cat(parts, 1) * UNITS).norm()
-    pull = 2 * wishes.policy_weight * length * direction / UNITS
+    length = (torch.cat(parts, 1) * UNITS).norm(dim=1, keepdim=True)
+    pull = 4 * wishes.policy_weight * length * direction / UNITS
     grads = grads | {
         "sh": grads["sh"] - pull[:, None, :3],
         "logit_opacities": grads["logit_opacities"] - pull[:, 3],
         "log_scales": grads["log_scales"] - pull[:, 4:7],
         "means": grads["means"] - pull[:, 7:],
     }
-    metrics["signal"] = float(direction.norm())
+    metrics["signal"] = float(direction.square().sum(1).mean().sqrt())
     return Pulled(grads, torch.stack([m, v]), metrics, safe)

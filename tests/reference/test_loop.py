@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.guidance import OBJECTIVES
 from ddpo3d_fast.priors import PriorSettings, load_prior, views
 from ddpo3d_fast.priors.caption import view_indices
 from ddpo3d_fast.rewards import make_reward
@@ -206,6 +207,9 @@ CASES = {
         prior=EPSILON,
     ),
     "scene policy": Case({"policy": "scene", "policy_pairs": 4}, estimated=True),
+    "scene policy of all numbers": Case(
+        {"policy": "scene", "policy_pairs": 4, "policy_moves": "all"}, estimated=True
+    ),
     "scene policy that asks now and then": Case(
         {"policy": "scene", "policy_pairs": 3, "policy_every": 3}, estimated=True, steps=4
     ),
@@ -254,6 +258,42 @@ CASES = {
         steps=4,
     ),
 }
+
+
+CASES["rewardsds"] = Case({"baseline": "rewardsds", "noises": 7, "policy_weight": 0.8})
+# Every objective with every policy, and the guide beside it.
+CASES |= {
+    f"{residual} of {prior.get('prediction_type', 'sample')} and {policy}": Case(
+        {
+            "residual": residual,
+            "policy": policy,
+            "policy_max_timestep": 1.0,
+            "policy_pairs": 4,
+            "negative_prompt": "a fog",
+            "guidance_rescale": 0.4 if residual in ("ism", "sdi") else 0.0,
+        },
+        prior=prior,
+        first=first,
+        steps=1,
+        estimated=policy == "scene",
+    )
+    for residual, prior, first in (
+        ("clean", {}, 4),
+        ("sds", EPSILON, 5),
+        ("csd", {}, 6),
+        ("nfsd", VELOCITY, 7),
+        ("ism", {}, 2),
+        ("ism", VELOCITY, 17),
+        ("sdi", {}, 4),
+        ("sdi", EPSILON, 16),
+    )
+    for policy in ("noise", "ddim", "scene")
+}
+
+
+def test_every_objective_is_among_them() -> None:
+    asked = {case.settings.get("residual") for case in CASES.values()}
+    assert asked >= OBJECTIVES.keys()
 
 
 @pytest.mark.filterwarnings("ignore:--max-timestep 0.9")

@@ -101,6 +101,8 @@ def steep_score(images: Tensor, prompts: list[str]) -> Tensor:
     return (10 * (score(images, prompts) - 3)).exp()
 
 
+score.differentiable = steep_score.differentiable = True
+
 REWARD, BLIND_REWARD, STEEP_REWARD = (f"toy_{name}reward:score" for name in ("", "blind_", "steep_"))
 # By what --reward calls them.
 REWARDS = {REWARD: score, BLIND_REWARD: blind_score, STEEP_REWARD: steep_score}

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.errors import InputError
-from ddpo3d_fast.rewards import RewardSettings, make_reward
+from ddpo3d_fast.rewards import RewardSettings, make_reward, scores_of, scores_vjp_of
 from ddpo3d_fast.rewards.aesthetic import PREDICTORS, aesthetic_reward, load_predictor
 
 PROMPTS = ["a red ball", "a blue cube"]
@@ -125,6 +125,9 @@ def test_rewards_on_one_tower_run_it_once(folder, tmp_path, second):
     scores, gradient = both.score_vjp(images, PROMPTS)
     torch.testing.assert_close(both.score(images, PROMPTS), scores)
     one, other = (reward.score_vjp(images, PROMPTS) for reward in alone)
+    for each in (scores_of(both, images, PROMPTS).each, scores_vjp_of(both, images, PROMPTS)[0].each):
+        for reward, (wanted, _) in zip(alone, (one, other), strict=True):
+            torch.testing.assert_close(each[reward.name], wanted, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(scores, -2 * one[0] + 0.3 * other[0], rtol=1e-5, atol=1e-4)
     assert relative(gradient, -2 * one[1] + 0.3 * other[1]) < 1e-5
 

@@ -12,6 +12,10 @@ from ddpo3d_fast.rewards import RewardSettings, embedded, make_reward, parse_rew
 from ddpo3d_fast.rewards.embedded import EmbeddedReward
 
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
+NAMES = (
+    "--reward: expected one of embedded, jpeg, colour:NAME, contrast, symmetry, aesthetic, aesthetic-v1, "
+    "clip, hps, pickscore"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +27,7 @@ def user_module(tmp_path, monkeypatch):
         def redness(images, prompts):
             LAST[:] = prompts
             return (images[:, 0] ** 2).mean((1, 2))
+        redness.differentiable = True
         def steps(images, prompts):
             return (images[:, 1].mean((1, 2)) * 8).round().detach()
         def counts(images, prompts): return torch.arange(len(images))
@@ -104,18 +109,19 @@ def test_a_single_weight_scales(images):
     ("specs", "message"),
     [
         ([], "expected at least one"),
-        ([""], "expected `embedded` or module:function of your own, got ''"),
-        (["aesthetics"], "--reward: expected `embedded` or module:function of your own, got 'aesthetics'"),
-        (
-            ["aesthetics"],
-            "none of aesthetic, aesthetic-v1, clip, hps, pickscore either; did you mean aesthetic?",
-        ),
-        (["clip@"], "expected `embedded` or module:function of your own, got 'clip@'"),
-        (["aestetic@/a/folder"], "got 'aestetic@/a/folder', which is none of .* did you mean aesthetic?"),
+        ([""], f"{NAMES}, or module:function of your own, got ''"),
+        (["aesthetics"], f"{NAMES}, or .* of your own, got 'aesthetics'; did you mean aesthetic?"),
+        (["jpg"], "got 'jpg'; did you mean jpeg?"),
+        (["jpeg@90"], f"{NAMES}, or module:function of your own, got 'jpeg@90'; did you mean jpeg?"),
+        (["clip@"], f"{NAMES}, or module:function of your own, got 'clip@'"),
+        (["aestetic@/a/folder"], "got 'aestetic@/a/folder'; did you mean aesthetic?"),
+        (["colour:blu"], "--reward: colour: expected one of red, .*, got 'blu'; did you mean blue?"),
+        (["colour"], "--reward: colour: expected one of red, .*, got ''"),
+        (["color:blue"], "no module 'color' here or on the Python path; did you mean colour?"),
         (["beauty@module:function"], "no module 'beauty@module'"),
-        (["=2"], "expected `embedded` or module:function of your own, got ''"),
-        (["user_rewards:"], "expected `embedded` or module:function of your own, got 'user_rewards:'"),
-        ([":redness"], "expected `embedded` or module:function of your own, got ':redness'"),
+        (["=2"], f"{NAMES}, or module:function of your own, got ''"),
+        (["user_rewards:"], f"{NAMES}, or module:function of your own, got 'user_rewards:'"),
+        ([":redness"], f"{NAMES}, or module:function of your own, got ':redness'"),
         (["embedded="], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded='"),
         (
             ["embedded=much"],
@@ -123,7 +129,7 @@ def test_a_single_weight_scales(images):
         ),
         (["embedded=nan"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=nan'"),
         (["embedded=inf"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'embedded=inf'"),
-        (["embedded=1=2"], "--reward: expected `embedded` or module:function of your own, got 'embedded=1'"),
+        (["embedded=1=2"], f"{NAMES}, or module:function of your own, got 'embedded=1'"),
         (["clip@a=b=nan"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got 'clip@a=b=nan'"),
         (["user_rewards:redness=much"], "--reward: expected NAME or NAME=WEIGHT with a finite number, got"),
         (["embedded", "no_such_module:f"], "no module 'no_such_module'"),

@@ -22,6 +22,7 @@ from ddpo3d_fast.rewards.function import as_tensor
 PROMPTS = ["a red ball", "a blue cube", "a duck"]
 MODULE = """
     import sys
+    import time
     import numpy as np
     import torch
     from PIL import Image
@@ -57,11 +58,20 @@ MODULE = """
     def printing(images, prompts):
         print("scoring", len(images))
         return images.numpy()[:, 0].mean((1, 2))
+    CALLS = []
+    def slow(images, prompts):
+        time.sleep(0.05)
+        CALLS.append(images.shape[-1])
+        return images.numpy()[:, 0].mean((1, 2))
     @torch.inference_mode()
     def inferring(images, prompts): return images[:, 0].mean((1, 2))
     def detached(images, prompts): return images.detach()[:, 0].mean((1, 2))
-    def declared(images, prompts): return images[:, 0].mean((1, 2))
-    declared.differentiable = False
+    def undeclared(images, prompts): return images[:, 0].mean((1, 2))
+    def denied(images, prompts): return images[:, 0].mean((1, 2))
+    denied.differentiable = False
+    def suspicious(images, prompts):
+        assert not (torch.is_grad_enabled() or images.requires_grad)
+        return images[:, 0].mean((1, 2))
 
     # With one.
     def half(images, prompts): return images.bfloat16()[:, 0].mean((1, 2))
@@ -73,8 +83,10 @@ MODULE = """
     class Module(torch.nn.Module):
         def forward(self, images, prompts): return images[:, 0].mean((1, 2)) * scale
     module = Module()
+    for each in (plain, half, double, tensors, one_tensor, tensor_column, changing_tensor, module):
+        each.differentiable = True
 
-    # A graph, and no gradient of the images.
+    # Declare one, and give none.
     def parameter(images, prompts): return images.detach()[:, 0].mean((1, 2)) * scale
     def broken_backward(images, prompts): return _Broken.apply(images[:, 0].mean((1, 2)))
     class _Broken(torch.autograd.Function):
@@ -83,6 +95,10 @@ MODULE = """
         @staticmethod
         def backward(ctx, grad): raise NotImplementedError("no derivative")
     def nan_gradient(images, prompts): return (images[:, 0].mean((1, 2)) * 0).sqrt()
+    def numpys(images, prompts): return images.numpy()[:, 0].mean((1, 2))
+    def graphless(images, prompts): return images.detach()[:, 0].mean((1, 2))
+    for each in (parameter, broken_backward, nan_gradient, numpys, graphless):
+        each.differentiable = True
 
     # Mistakes.
     def one_too_few(images, prompts): return images[1:, 0].mean((1, 2))
@@ -115,9 +131,11 @@ def functions(first, last):
 WITHOUT = functions("# Without a gradient", "# With one")
 WITH = ["plain", "module", *functions("# With one", "class Module")]
 LOST = {
-    "parameter": "the graph of its scores does not reach the images",
-    "broken_backward": "its gradient raised NotImplementedError: no derivative",
-    "nan_gradient": "its gradient is not finite",
+    "parameter": "says that it is differentiable, and the graph of its scores does not reach the images",
+    "broken_backward": "says that it is differentiable, and its gradient raised NotImplementedError",
+    "nan_gradient": "says that it is differentiable, and its gradient is not finite",
+    "numpys": "raised RuntimeError: Can't call numpy",
+    "graphless": "says that it is differentiable, and its scores have no graph",
 }
 MISTAKES = {
     "one_too_few": r"expected scores of shape \(2,\), got \(1,\)",
@@ -194,20 +212,11 @@ def test_a_gradient_is_found_where_there_is_one(images, name):
     assert not scores.requires_grad
 
 
-@pytest.mark.parametrize("name", LOST)
-def test_a_graph_that_gives_the_images_nothing_is_one_notice_at_the_trial(images, name):
-    with pytest.warns(FallbackWarning, match=f"^--reward: mine:{name}: {LOST[name]}, so that only") as caught:
-        reward = make_reward([f"mine:{name}"])
-    assert len(caught) == 1
-    assert not reward.differentiable
-    assert reward.score(images, PROMPTS).shape == (3,)
-
-
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", [*MISTAKES, *LOST])
 def test_a_mistake_is_one_line_that_names_the_function(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a coroutine is never awaited
-        with pytest.raises(InputError, match=f"^--reward: mine:{name}: {MISTAKES[name]}") as caught:
+        with pytest.raises(InputError, match=f"^--reward: mine:{name}: {(MISTAKES | LOST)[name]}") as caught:
             make_reward([f"mine:{name}"])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -218,10 +227,11 @@ def test_a_gradient_that_is_lost_during_a_run_is_an_input_error(images):
         scores = images.mean((1, 2, 3))
         return scores if prompts[0] == "a red ball" else scores.detach()
 
+    later.differentiable = True
     reward = FunctionReward("later", later)
     assert reward.differentiable
     with pytest.raises(
-        InputError, match="later: gave a gradient when it was tried, and now its scores have no"
+        InputError, match="later: says that it is differentiable, and its scores have no graph"
     ):
         reward.score_vjp(images, ["a", "b", "c"])
 
@@ -259,7 +269,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
 
 
-@pytest.mark.parametrize("name", [*WITHOUT, *WITH, *LOST])
+@pytest.mark.parametrize("name", [*WITHOUT, *WITH])
 def test_the_command_runs_with_it(capsys, name):
     assert generate("--reward", f"mine:{name}", "--json") == 0
     captured = capsys.readouterr()
@@ -268,9 +278,31 @@ def test_the_command_runs_with_it(capsys, name):
     assert len(steps) == 3
     assert all(np.isfinite(row["reward"]) for row in steps)
     assert all(("guide" in row) == (name in WITH) for row in steps)
-    notices = [line for line in captured.err.splitlines() if line.startswith("ddpo3d-fast: ")]
-    assert len(notices) == (name in LOST)
+    assert not [line for line in captured.err.splitlines() if line.startswith("ddpo3d-fast: ")]
     assert ("scoring" in captured.err) == (name == "printing")
+
+
+@pytest.mark.parametrize("name", ["numpy_call", "a_list", "one_float", "hwc", "truths", "suspicious"])
+def test_the_scene_policy_runs_with_it(capsys, name):
+    assert generate("--reward", f"mine:{name}", "--policy", "scene", "--policy-pairs", "3", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    steps = [row for row in rows if row["stage"] == "distill"]
+    assert len(steps) == 3
+    assert all(np.isfinite(row["reward"]) and row[f"reward.mine:{name}"] == row["reward"] for row in steps)
+    assert not any("guide" in row for row in steps)
+
+
+@pytest.mark.parametrize("policy", ["noise", "scene"])
+def test_a_reward_that_takes_long_is_asked_now_and_then(capsys, policy):
+    """And one that only says yes or no beside it."""
+    words = ["--reward", "mine:slow", "--reward", "mine:truths=2", "--policy", policy, "--policy-pairs", "2"]
+    assert generate(*words, "--policy-every", "3", "--json", steps=7) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    steps = [row for row in rows if row["stage"] == "distill"]
+    asked = [row["step"] for row in steps if "reward" in row]
+    assert asked == [1, 4, 7]
+    assert all(0 <= row["reward.mine:truths"] <= 1 for row in steps if row["step"] in asked)
+    assert len(sys.modules["mine"].CALLS) == 1 + len(asked)  # the trial, and once a step
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, "cudas"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddpo3d_fast.kernels import rasterize_backward
-from ddpo3d_fast.scene import CHANNELS, Gaussians, LearningRates, initial_cloud, orbit
+from ddpo3d_fast.scene import CHANNELS, Gaussians, LearningRates, initial_cloud, moved_channels, orbit
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.moved import Moved
 from ddpo3d_fast.scene.splats import Splats
@@ -52,6 +52,35 @@ def test_a_picture_is_that_of_a_scene_with_other_numbers_which_stays_as_it_is():
     assert all(torch.equal(gaussians.state_dict()[name], tensor) for name, tensor in before.items())
 
 
+def rows_of(phi, actions):
+    """[K, 2, R, C] the moves that pairs of actions make."""
+    return torch.stack([phi @ actions, -(phi @ actions)], 1)
+
+
+@pytest.mark.parametrize("moves", ["colors", "all"])
+def test_pictures_of_pairs_are_those_of_the_moved_scene_from_the_views_in_turn(moves):
+    gaussians, phi, actions = cloud(), normal(60, 5) / 3, 0.5 * normal(4, 5, CHANNELS, seed=7)
+    gaussians.sh.clamp_(-1.2, 1.2)
+    actions = actions * moved_channels(moves)
+    backgrounds = torch.rand(3, 1, generator=torch.Generator().manual_seed(2)).repeat(1, 3)
+    fresh = lambda: Moved(gaussians, orbit(3), backgrounds, SIZE, SIZE, [])  # noqa: E731
+    moved = fresh()
+    pictures = moved.pictures_of(phi, actions, moves)
+    assert pictures.shape == (4, 2, 3, SIZE, SIZE)
+    assert len(moved.overflows) == (1 if moves == "colors" else 8)  # renderings
+    for k, pair in enumerate(rows_of(phi, actions)):
+        for side, offsets in enumerate(pair):
+            expected = fresh().picture_of(offsets, k % 3)[0]
+            assert torch.allclose(pictures[k, side], expected, atol=1e-5)
+
+
+def test_the_picture_of_another_colour_may_be_smaller_than_the_reward_sees():
+    gaussians, phi, actions = cloud(), normal(60, 2), 0.1 * normal(1, 2, CHANNELS)
+    actions = actions * moved_channels("colors")
+    picture = moved_of(gaussians, 16, 32).pictures_of(phi, actions, "colors")[0, 0]
+    assert torch.allclose(picture, moved_of(gaussians, 16, 32).picture_of(phi @ actions[0], 0)[0], atol=1e-5)
+
+
 def test_no_move_shows_the_scene_and_rows_that_are_not_in_use_stay_unseen():
     gaussians = cloud(40)
     expected = gaussians.render(orbit(3), SIZE, SIZE, torch.ones(3, 3)).rgb[1:2].permute(0, 3, 1, 2)
@@ -86,13 +115,13 @@ def test_units_are_those_of_the_chain_rule(sh_degree):
     assert torch.allclose(in_units(gradients), leaf.grad)
 
 
-def test_a_pull_adds_its_own_length_in_norms_of_the_gradient():
+def test_a_pull_adds_its_own_length_in_norms_of_each_gaussians_gradient():
     gaussians = cloud(sh_degree=1)
     gradients = {name: normal(*getattr(gaussians, name).shape, seed=5).double() for name in PARAMETERS}
     pull = normal(60, CHANNELS).double()
     changed = pulled(gradients, pull)
     difference = in_units(changed) - in_units(gradients)
-    assert torch.allclose(difference, in_units(gradients).norm() * pull)
+    assert torch.allclose(difference, in_units(gradients).norm(dim=1, keepdim=True) * pull)
     assert torch.equal(changed["quats"], gradients["quats"])
     assert torch.equal(changed["sh"][:, 1:], gradients["sh"][:, 1:])
     assert all(torch.equal(tensor, gradients[name]) for name, tensor in pulled(gradients, 0 * pull).items())

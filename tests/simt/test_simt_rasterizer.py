@@ -12,6 +12,11 @@ import pytest
 import torch
 from kernels import test_rasterizer, test_rasterizer_limit
 from kernels.scenes import SCENES, Scene, random_scene
+from kernels.test_features import (  # noqa: F401
+    test_features_have_the_bits_of_plain_colours_on_black,
+    test_no_features_give_no_images,
+    test_the_pass_before_stays_as_it_was,
+)
 from kernels.test_rasterizer import (  # noqa: F401  (collected here as well, and run on the emulated backend)
     test_a_logarithm_that_is_not_finite_gets_no_gradient,
     test_arguments_that_are_not_contiguous_give_the_same_image,

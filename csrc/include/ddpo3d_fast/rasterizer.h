@@ -79,6 +79,11 @@ int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutp
 // What so many pairs take at most, beside what images and Gaussians do.
 int64_t rasterize_entries_bytes_cpu(int64_t entries);
 
+// Blends other numbers of the Gaussians, features [N, F], as the forward pass that filled `state` has blended
+// their colours, into images `out` [C, F, H, W] over zeros; `params` are that pass's.
+void rasterize_features_cpu(const RasterizeParams &params, const float *features, int64_t num_features,
+                            float *out, const RasterizeState &state);
+
 // The vector-Jacobian product of the forward pass that filled `state`, with the same params. Every element of
 // the gradients asked for is written. Same inputs, same bits, whatever the number of threads.
 void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstream &upstream,
