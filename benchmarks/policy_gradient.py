@@ -6,12 +6,12 @@
     sds            score distillation alone; always made, the other arms are compared with it
     sds+guide      and the reward's own gradient on the views
     sds+policy     and the noise policy
-    sds+ddim       and the DDIM policy
-    sds+render     and the DDIM policy, rewarded by the rendered view: the paper's figure, literally
+    sds+latent     and the latent policy
+    sds+render     and the latent policy, rewarded by the rendered view: the paper's figure, literally
     sds+shuffled   and the noise policy with each view's advantages in a random order: the control
     all            the settings as they are, by default the noise policy and the guide
 
-An arm changes only what its name says; the flags after -- are for all. The DDIM policy evaluates the UNet
+An arm changes only what its name says; the flags after -- are for all. The latent policy evaluates the UNet
 once more a view, so its arms take fewer steps. Each asset is judged from quality.py's held-out views:
 
     reward         by the scorer that the run followed
@@ -67,8 +67,8 @@ ARMS: dict[str, dict[str, Any]] = {
     BASE: {"policy_weight": 0.0, "guide_weight": 0.0},
     "sds+guide": {"policy_weight": 0.0},
     "sds+policy": {"policy": "noise", "guide_weight": 0.0},
-    "sds+ddim": {"policy": "ddim", "guide_weight": 0.0},
-    "sds+render": {"policy": "ddim", "reward_of": "render", "baseline": "running", "guide_weight": 0.0},
+    "sds+latent": {"policy": "latent", "guide_weight": 0.0},
+    "sds+render": {"policy": "latent", "reward_of": "render", "baseline": "running", "guide_weight": 0.0},
     "sds+shuffled": {"policy": "noise", "shuffle_advantages": True, "guide_weight": 0.0},
     "all": {},
 }
@@ -87,12 +87,12 @@ MEASURES = {  # and their decimals in the table
 def evaluations_per_step(config: Config) -> float:
     """Noisy latents that the UNet sees in a step, averaged over the run and its random jitter.
 
-    Views x noises, and one more a view where the DDIM policy acts: from its first noisy view it goes on to
+    Views x noises, and one more a view where the latent policy acts: from its first noisy view it goes on to
     its actions. It acts as soon as the timestep of any view is low enough.
     """
     schedule, reward = config.schedule, config.reward
     plain = schedule.views * schedule.noises
-    if reward.policy != "ddim" or not reward.policy_weight:
+    if reward.policy != "latent" or not reward.policy_weight:
         return plain
     fraction = torch.arange(schedule.steps) / schedule.steps
     level = schedule.max_timestep + (schedule.min_timestep - schedule.max_timestep) * fraction

@@ -22,7 +22,8 @@ Each asset is judged from 8 views between the training elevations:
     named           the judge of true renders names class and colour (and see `second_named`), of all 8 views
     class, colour   its mean log-probability of the prompt's
     IoU             of the silhouettes with those of the class's mean object
-    reward, other   mean score by the run's scorer, and by the evaluation scorer, which no run follows
+    reward, other   mean score by the run's rewards, in the file by name, too; by the evaluation scorer, which
+                    no run follows
     evaluations     of the UNet: a noisy latent with and without the prompt is one
 
 Intervals are percentile bootstraps of the paired difference to the first arm, over prompts (paired.py). What
@@ -63,7 +64,7 @@ from ddpo3d_fast.files import read_json, write_text
 from ddpo3d_fast.generate import generate
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.kernels import set_num_threads
-from ddpo3d_fast.rewards import make_reward
+from ddpo3d_fast.rewards import make_reward, scores_of, short_names
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, orbit
 from ddpo3d_fast.settings import Config
@@ -184,10 +185,13 @@ class Judges:
         named = {"class": CLASS_NAMES[int(classes.argmax())], "color": COLOR_NAMES[int(colors.argmax())]}
         named["second"] = wanted.second and second_named(pictures, wanted.name, wanted.color)
         right = named == {"class": wanted.name, "color": wanted.color, "second": wanted.second}
+        scores = scores_of(self.scorer, pictures, [wanted.prompt] * VIEWS)
+        short = short_names(scores.each)
         return {
             "names": named,
             "named": float(right),
-            "reward": float(self.scorer.score(pictures, [wanted.prompt] * VIEWS).mean()),
+            "reward": float(scores.total.mean()),
+            "rewards": {short[name]: float(each.mean()) for name, each in scores.each.items()},
             "other reward": float(self.evaluation(pictures).mean()),
             "class": float(classes[CLASS_NAMES.index(wanted.name)]),
             "colour": float(colors[COLOR_NAMES.index(wanted.color)]),

@@ -17,9 +17,11 @@ namespace py = pybind11;
 using namespace ddpo3d_fast;
 
 void bind_diffusion(py::module_ &module);
+void bind_mesh(py::module_ &module);
 #ifdef DDPO3D_WITH_CUDA
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
+void bind_cuda_mesh(py::module_ &module);
 #endif
 
 namespace {
@@ -32,15 +34,15 @@ void bind_rasterizer(py::module_ &module) {
   module.def(
       "rasterize_forward_cpu",
       [](const RasterizeParams &params, RasterizeState &state, std::uintptr_t rgb, std::uintptr_t alpha,
-         std::uintptr_t depth, std::uintptr_t radii, int64_t max_entries) {
+         std::uintptr_t depth, std::uintptr_t radii, std::uintptr_t box_radii, int64_t max_entries) {
         py::gil_scoped_release release;
-        return rasterize_forward_cpu(
-            params,
-            {pointer<float>(rgb), pointer<float>(alpha), pointer<float>(depth), pointer<int32_t>(radii)},
-            max_entries, state);
+        return rasterize_forward_cpu(params,
+                                     {pointer<float>(rgb), pointer<float>(alpha), pointer<float>(depth),
+                                      pointer<int32_t>(radii), pointer<int32_t>(box_radii)},
+                                     max_entries, state);
       },
       py::arg("params"), py::arg("state"), py::kw_only(), py::arg("rgb"), py::arg("alpha"), py::arg("depth"),
-      py::arg("radii"), py::arg("max_entries"));
+      py::arg("radii"), py::arg("box_radii"), py::arg("max_entries"));
 
   module.def("rasterize_entries_bytes_cpu", &rasterize_entries_bytes_cpu, py::arg("entries"));
 
@@ -60,7 +62,8 @@ void bind_rasterizer(py::module_ &module) {
       [](const RasterizeParams &params, const RasterizeState &state, std::uintptr_t grad_rgb,
          std::uintptr_t grad_alpha, std::uintptr_t grad_depth, float opacity_penalty, std::uintptr_t means,
          std::uintptr_t quats, std::uintptr_t scales, std::uintptr_t opacities, std::uintptr_t colors,
-         std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d) {
+         std::uintptr_t backgrounds, std::uintptr_t viewmats, std::uintptr_t means2d,
+         std::uintptr_t means2d_abs, std::uintptr_t covariances2d, std::uintptr_t depths) {
         py::gil_scoped_release release;
         rasterize_backward_cpu(params,
                                {pointer<const float>(grad_rgb), pointer<const float>(grad_alpha),
@@ -68,13 +71,14 @@ void bind_rasterizer(py::module_ &module) {
                                {pointer<float>(means), pointer<float>(quats), pointer<float>(scales),
                                 pointer<float>(opacities), pointer<float>(colors),
                                 pointer<float>(backgrounds), pointer<float>(viewmats),
-                                pointer<float>(means2d)},
+                                pointer<float>(means2d), pointer<float>(means2d_abs),
+                                pointer<float>(covariances2d), pointer<float>(depths)},
                                state);
       },
       py::arg("params"), py::arg("state"), py::kw_only(), py::arg("grad_rgb"), py::arg("grad_alpha"),
       py::arg("grad_depth"), py::arg("opacity_penalty"), py::arg("means"), py::arg("quats"),
       py::arg("scales"), py::arg("opacities"), py::arg("colors"), py::arg("backgrounds"), py::arg("viewmats"),
-      py::arg("means2d"));
+      py::arg("means2d"), py::arg("means2d_abs"), py::arg("covariances2d"), py::arg("depths"));
 }
 
 } // namespace
@@ -96,8 +100,10 @@ PYBIND11_MODULE(_C, module) {
   });
   bind_cuda_rasterizer(module);
   bind_cuda_diffusion(module);
+  bind_cuda_mesh(module);
 #else
   module.attr("with_cuda") = false;
 #endif
   bind_diffusion(module);
+  bind_mesh(module);
 }

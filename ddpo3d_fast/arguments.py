@@ -20,10 +20,13 @@ from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError, suggestion
 from ddpo3d_fast.help import show_help
 from ddpo3d_fast.run import read_config
-from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag
+from ddpo3d_fast.settings import Config, Preset, Range, absolute_adapter, flag, renamed
 
 Settings = TypeVar("Settings")
-_KEPT_ON_RESUME = ("--resume", "--steps", "--view", "--port", "--quiet", "--json", "--verbose")
+_KEPT_ON_RESUME = (
+    *("--resume", "--steps", "--mesh", "--refine-steps", "--view", "--port"),
+    *("--quiet", "--json", "--verbose"),
+)
 # What a command takes without an option's name, and what it is called where it is missing.
 _POSITIONAL = {"asset": "one ply file", "prompts": "one file of prompts", "path": "one file or folder"}
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
@@ -39,6 +42,10 @@ class Generate(Config):
     """folder of a run to go on with; of its settings only --steps may change"""
     overwrite: _Switch = False
     """overwrite a run with other settings in the folder of --output"""
+    mesh: _Switch = False
+    """make a textured mesh of the asset, too: mesh.glb, by the defaults of the command mesh"""
+    refine_steps: Annotated[int, Range(0, 100_000)] = 0
+    """steps that refine the texture of --mesh by the run's prior and reward; 0: none"""
     view: _Switch = False
     """show the Gaussians in the browser while they are made, with a button that does what Ctrl-C does"""
     port: Annotated[int, Range(0, 65535)] = 8080
@@ -56,7 +63,7 @@ EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
     *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
-    *("overwrite", "view", "json", "quiet", "verbose"),
+    *("overwrite", "mesh", "view", "json", "quiet", "verbose"),
 )
 
 
@@ -85,6 +92,29 @@ class Render:
     """colour behind the scene: a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False
     """write every view as a png of its own, in a folder"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Makes a textured mesh of a Gaussian splat, or of the one in a run's folder."""
+
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|PLY")]]
+    """folder of a run, or 3D Gaussian splat of this program or another"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """FILE.glb, FILE.obj (with .mtl and .png) or FILE.ply to write (default: mesh.glb in the folder of the
+    run, NAME-mesh.glb beside a file)"""
+    faces: Annotated[int, Range(100, 1_000_000)] = 12000
+    """triangles at most"""
+    texture_size: Annotated[int, Range(64, 8192)] = 1024
+    """side of the texture, in texels"""
+    resolution: Annotated[int, Range(24, 768)] = 192
+    """points of the grid that the surface is found on, along its longest side"""
+    refine_steps: Annotated[int, Range(0, 100_000)] = 0
+    """steps that refine the texture by the prior and the reward of the run; 0: none"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -205,6 +235,11 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply
   ddpo3d-fast render asset.ply --output sheet.png --views 12 --background 0.2,0.2,0.2
   ddpo3d-fast render asset.ply --stills --size 1024 --elevation 30
+""",
+    Mesh: """examples:
+  ddpo3d-fast mesh outputs/a-red-mushroom-0
+  ddpo3d-fast mesh outputs/a-red-mushroom-0 --refine-steps 50
+  ddpo3d-fast mesh scan.ply --output scan.obj --faces 30000 --texture-size 2048
 """,
     Batch: """examples:
   ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
@@ -364,7 +399,7 @@ def _explain(kind: type, words: Sequence[str]) -> str:
             try:
                 convert(given)
             except ValueError:
-                return f"{name}: expected {expected}, got {given!r}"
+                return f"{name}: expected {expected}, got {given!r}{renamed(given)}"
         if not values:
             return f"{name}: expected {expected}, got nothing"
     for name, expected in _POSITIONAL.items():

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -22,13 +22,14 @@ from ddpo3d_fast.guidance import (
     RewardGuide,
     ScenePolicy,
     ScoreDistillation,
+    ViewPolicy,
 )
 from ddpo3d_fast.journal import Journal, Observer
 from ddpo3d_fast.priors import PriorSettings, kind_of, load_prior
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward, RewardSettings, is_at_hand, make_reward, parse_rewards
 from ddpo3d_fast.run import RunFolder
-from ddpo3d_fast.scene import Splats, moved_channels
+from ddpo3d_fast.scene import Representation, Splats
 from ddpo3d_fast.schedule import Plan, calls_of
 from ddpo3d_fast.settings import Config, adapter
 from ddpo3d_fast.sources import record, recorded
@@ -59,6 +60,9 @@ class Models:
         return before[1]
 
 
+Scene = TypeVar("Scene", bound=Representation)
+
+
 class Prepared(NamedTuple):
     """A step, and what `generate.advance` is given of it."""
 
@@ -68,14 +72,14 @@ class Prepared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Scene]):
     """The parts of a run. What its steps change is in the scene, the guidances and the journal."""
 
     config: Config
-    folder: RunFolder
+    folder: RunFolder | None  # None: nothing is saved on the way
     clock: Stopwatch
     plan: Plan
-    scene: Splats
+    scene: Scene
     guidances: tuple[Guidance, ...]  # each sees the gradient of those before it
     graphs: StepGraphs
     journal: Journal
@@ -98,11 +102,12 @@ class Run:
     def save(self, step: int) -> None:
         """Writes metrics and a checkpoint, `step` being the last one done. Raises InputError for what could
         not be written."""
+        folder = self.folder
+        if folder is None:
+            return
         lists = {name: tensor.tolist() for name, tensor in self.kept().items()}
         state = {"step": step} | lists | self.scene.state()
-        write_each(
-            lambda: self.folder.write_metrics(self.journal.rows), lambda: self.folder.save_checkpoint(state)
-        )
+        write_each(lambda: folder.write_metrics(self.journal.rows), lambda: folder.save_checkpoint(state))
 
 
 def build(
@@ -113,7 +118,7 @@ def build(
     clock: Stopwatch,
     resume: bool,
     models: Models | None = None,
-) -> Run:
+) -> Run[Splats]:
     """The run of a configuration that `with_default_reward` has given, in its claimed folder, which begins.
 
     Raises InputError for what cannot be loaded or does not go together; then nothing is written.
@@ -127,7 +132,7 @@ def build(
     folder.identify(files_read)
     plan = Plan.of(config, prior)
     scene = Splats(config.scene, config.seed, device)
-    guidances = guidances_of(config, prior, prompt, scorer, clock)
+    guidances = guidances_of(config, prior, prompt, scorer, clock, scene)
     first, rows = 1, list[dict[str, Any]]()
     if state is not None:
         first, rows = state["step"] + 1, folder.read_metrics(until=state["step"])
@@ -135,24 +140,53 @@ def build(
             scene.load(state)
             for guidance in guidances:
                 guidance.load(state)
-    capturable = scorer is None or scorer.capturable
-    graphs = StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
+    graphs = graphs_of(config, scorer, device)
     journal = Journal(observer, config, prior.runtime, rows)
     folder.begin(config, _facts(prior, scorer), resume)
     return Run(config, folder, clock, plan, scene, guidances, graphs, journal, first)
 
 
+def refining(
+    config: Config,
+    scene: Scene,
+    device: torch.device,
+    observer: Observer,
+    clock: Stopwatch,
+) -> Run[Scene]:
+    """A run of a configuration that `with_default_reward` has given, of a scene that is there already; it has
+    no folder. Raises InputError for what cannot be loaded or does not go together."""
+    prior, scorer = load_models(config, device)
+    prompt = prior.prompt(config.prompt, config.negative_prompt, predictions(config) == 3)
+    guidances = guidances_of(config, prior, prompt, scorer, clock, scene)
+    graphs, journal = graphs_of(config, scorer, device), Journal(observer, config, prior.runtime, [])
+    return Run(config, None, clock, Plan.of(config, prior), scene, guidances, graphs, journal, 1)
+
+
+def graphs_of(config: Config, scorer: Reward | None, device: torch.device) -> StepGraphs:
+    """Of a run's steps, where they can be captured."""
+    capturable = scorer is None or scorer.capturable
+    return StepGraphs(device, device.type == "cuda" and config.cuda_graph and capturable)
+
+
 def guidances_of(
-    config: Config, prior: Prior, prompt: Any, scorer: Reward | None, clock: Stopwatch
+    config: Config,
+    prior: Prior,
+    prompt: Any,
+    scorer: Reward | None,
+    clock: Stopwatch,
+    scene: Representation,
 ) -> tuple[Guidance, ...]:
     """What pulls at the views of a run and at its scene, in the order in which they add up."""
-    wishes, distilled = config.reward, config
-    if wishes.policy == "scene":  # a guidance of its own, beside plain distillation
+    wishes, distilled, device = config.reward, config, prior.device
+    if wishes.policy in ("view", "scene"):  # a guidance of its own, beside plain distillation
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
-    if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
-        moved = moved_channels(wishes.policy_moves)
-        guidances.append(ScenePolicy(scorer, config, moved, prior.device, clock))
+    if scorer is not None and wishes.policy_weight > 0:
+        if wishes.policy == "view":
+            guidances.append(ViewPolicy(scorer, config, device, clock))
+        if wishes.policy == "scene":
+            moved = scene.moved_channels(wishes.policy_moves)
+            guidances.append(ScenePolicy(scorer, config, moved, device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
@@ -166,7 +200,7 @@ def predictions(config: Config) -> int:
 def pictures_scored(config: Config) -> int:
     """How many the policy has scored in a step."""
     schedule, wishes = config.schedule, config.reward
-    if wishes.policy == "scene":
+    if wishes.policy in ("view", "scene"):
         return 2 * wishes.policy_pairs
     return schedule.views * (schedule.actions(True) if wishes.reward_of == "action" else 1)
 
@@ -174,8 +208,9 @@ def pictures_scored(config: Config) -> int:
 def compares(config: Config) -> bool:
     """Whether the policy compares actions of a view, so that the prior sees as many of it."""
     wishes = config.reward
-    acts = wishes.policy_weight > 0 and wishes.policy != "scene"
-    return acts and (wishes.policy == "ddim" or wishes.reward_of == "action")
+    if wishes.policy == "latent":
+        return wishes.policy_weight > 0
+    return wishes.policy == "noise" and wishes.policy_weight > 0 and wishes.reward_of == "action"
 
 
 def load_models(
@@ -202,7 +237,7 @@ def load_models(
     )
     prompts = config.prompt, config.negative_prompt
     prior = models(wanted, lambda: load_prior(dataclasses.replace(wanted, prompts=prompts)))
-    prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy != "scene")
+    prior.codec.prepare(decodes=wishes.policy_weight > 0 and wishes.policy in ("noise", "latent"))
     if not rewards:
         return prior, None
     scored = pictures_scored(config)

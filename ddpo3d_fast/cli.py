@@ -24,6 +24,7 @@ from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, 
 if TYPE_CHECKING:
     from ddpo3d_fast.arguments import Generate
     from ddpo3d_fast.generate import AfterStep, Result
+    from ddpo3d_fast.journal import Observer
     from ddpo3d_fast.progress import Progress, Style
     from ddpo3d_fast.settings import Config
 
@@ -35,6 +36,7 @@ commands:
   generate    make a 3D asset from a prompt
   batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
+  mesh        textured mesh (glb, obj, ply) of a run or a Gaussian splat
   view        an asset, a mesh or a folder of runs in the browser
   info        hardware, runtimes and models: what is found, what is used
   engines     list, build or clear the cache of exported graphs and built engines
@@ -44,6 +46,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast mesh outputs/a-red-mushroom-0
   ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
   ddpo3d-fast engines list
 
@@ -144,6 +147,7 @@ def _run(words: list[str]) -> int:
         "generate": _generate,
         "batch": _batch,
         "render": _render,
+        "mesh": _mesh,
         "view": _view,
         "info": _info,
         "engines": _engines,
@@ -177,6 +181,7 @@ def _generate(words: list[str]) -> None:
         from ddpo3d_fast.run import RunFolder
 
         settings = generate_settings(words)
+        _check_mesh(settings)
         if settings.resume is not None:
             folder = RunFolder.open(settings.resume)
             config = validate(_with_steps(folder.config, settings, words))
@@ -201,7 +206,26 @@ def _generate(words: list[str]) -> None:
         raise KeyboardInterrupt(made) from None
     finally:
         progress.close()
+    if settings.mesh:
+        from ddpo3d_fast.mesh import with_mesh
+
+        with _progress(settings.quiet, settings.json, settings.verbose) as observer:
+            result = with_mesh(result, settings.refine_steps, observer)
     _say_done(result, settings.quiet, settings.json)
+
+
+def _check_mesh(settings: Generate) -> None:
+    """What a mesh needs, before a run begins that is to have one."""
+    if settings.mesh or settings.refine_steps:
+        from ddpo3d_fast.settings import check_values
+
+        check_values(settings)
+    if settings.refine_steps and not settings.mesh:
+        raise InputError(f"--refine-steps: expected --mesh with it, got {settings.refine_steps} alone")
+    if settings.mesh:
+        from ddpo3d_fast.mesh import check_packages
+
+        check_packages("--mesh")
 
 
 @contextlib.contextmanager
@@ -234,6 +258,19 @@ def _style(quiet: bool, as_json: bool, verbose: bool) -> Style:
     return "bar" if sys.stderr.isatty() and not verbose else "lines"
 
 
+@contextlib.contextmanager
+def _progress(quiet: bool, as_json: bool, verbose: bool) -> Iterator[Observer]:
+    """Shows what it is told, and what has to be done without."""
+    from ddpo3d_fast.progress import Progress
+
+    progress = Progress(_style(quiet, as_json, verbose))
+    try:
+        with _fallbacks_shown(quiet, progress.say):
+            yield progress
+    finally:
+        progress.close()
+
+
 def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
     if as_json:
         files = [str(path) for path in result.files]
@@ -261,6 +298,18 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _mesh(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Mesh, parse
+
+    settings = parse(Mesh, words)
+    from ddpo3d_fast.mesh import mesh
+
+    with _progress(settings.quiet, False, settings.verbose) as observer:
+        path = mesh(settings, observer)
+    if not settings.quiet:
+        print(path)
 
 
 def _view(words: list[str]) -> None:

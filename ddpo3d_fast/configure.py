@@ -53,13 +53,18 @@ def validate(config: Config) -> Config:
     kind.check(config)
     _check_objective(config)
     reward = config.reward
-    if reward.policy_weight and reward.policy == "scene":
+    if reward.policy_weight and reward.policy in ("view", "scene"):
         for name, value, only in (
             ("--reward-of", reward.reward_of, "action"),
             ("--baseline", reward.baseline, "group"),
         ):
             if value != only:
-                raise InputError(f"{name}: expected {only} with --policy scene, got {value!r}")
+                raise InputError(f"{name}: expected {only} with --policy {reward.policy}, got {value!r}")
+        if reward.policy == "view" and reward.policy_pairs < 2 * config.schedule.views:
+            raise InputError(
+                f"--policy-pairs: expected at least 2 for each of the {config.schedule.views} --views, "
+                f"got {reward.policy_pairs}"
+            )
     elif reward.policy_weight and reward.baseline != "running":
         if reward.baseline == "rewardsds" and reward.policy != "noise":
             raise InputError(

@@ -12,6 +12,13 @@ from ddpo3d_fast.errors import InputError, first_line
 # By the extra's name: its packages, as pip calls them, with their modules. `info` lists them.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {"tensorrt": "tensorrt", "onnx": "onnx", "onnxscript": "onnxscript"},
+    "mesh": {
+        "scikit-image": "skimage",
+        "fast-simplification": "fast_simplification",
+        "xatlas": "xatlas",
+        "trimesh": "trimesh",
+        "scipy": "scipy",
+    },
     "cluster": {"ray": "ray"},
     "viewer": {"viser": "viser"},
 }

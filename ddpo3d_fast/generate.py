@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ def generate(
         return Result(folder.path, [*files, *folder.files()], dict(clock.seconds) | {"total": clock.total()})
 
 
-def make_steps(run: Run, after_step: AfterStep | None = None) -> int:
+def make_steps(run: Run[Any], after_step: AfterStep | None = None) -> int:
     """Makes the steps that are left, until Ctrl-C, and saves now and then; returns the number of the last."""
     last, saved, following = run.first - 1, time.perf_counter(), run.prepare(run.first)
     with deferred_interrupt() as interrupted:
@@ -96,7 +97,7 @@ def make_steps(run: Run, after_step: AfterStep | None = None) -> int:
                 for tensor, was in before:
                     tensor.copy_(was)
             last = step.number
-            run.journal.note(step, numbers, len(run.scene.gaussians), run.clock.total())
+            run.journal.note(step, numbers, len(run.scene), run.clock.total())
             late = time.perf_counter() - saved >= CHECKPOINT_SECONDS
             if following is not None and not interrupted() and (late or last % CHECKPOINT_EVERY == 0):
                 try:
@@ -111,7 +112,7 @@ def make_steps(run: Run, after_step: AfterStep | None = None) -> int:
 
 
 def advance(
-    run: Run, rendered: int, picture: int, variants: tuple[Hashable, ...], inputs: Tensors
+    run: Run[Any], rendered: int, picture: int, variants: tuple[Hashable, ...], inputs: Tensors
 ) -> Tensors:
     """One step on the device, and what to report of it. A CUDA graph can hold it: no wait, no copy."""
     with run.clock("render"):

@@ -37,6 +37,13 @@ def results() -> tuple[str, ...]:
     return (CHECKPOINT, METRICS, *EXPORTERS)
 
 
+def leavings() -> tuple[str, ...]:
+    """Those, and what else is made of them, which no other configuration's run must find."""
+    from ddpo3d_fast.assets import RUN_MESH
+
+    return (*results(), RUN_MESH)
+
+
 class RunFolder:
     """`path` holds the run of `config`. Making one writes nothing; the folder appears when a run begins.
 
@@ -120,7 +127,7 @@ class RunFolder:
             for path in self._left_behind(self.path.iterdir()):
                 path.unlink(missing_ok=True)
             if not resume:
-                for path in (self.path / name for name in results()):
+                for path in (self.path / name for name in leavings()):
                     if path.exists():
                         path.unlink()
                         flush(self.path)
@@ -131,7 +138,7 @@ class RunFolder:
 
     def _left_behind(self, paths: Iterable[Path]) -> list[Path]:
         """Those that a run which was killed in the middle of a file has left of it."""
-        made = [self.path / name for name in (CONFIG, *results(), _PROBE)]
+        made = [self.path / name for name in (CONFIG, *leavings(), _PROBE)]
         return [path for path in paths if any(is_temporary(path, file) for file in made)]
 
     def _check_contents(self, config: Config, but: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from ddpo3d_fast.errors import FallbackWarning, InputError
 from ddpo3d_fast.priors.base import Call, Prior
 from ddpo3d_fast.scene import Cameras, sample_cameras
 from ddpo3d_fast.settings import Config, Schedule
-from ddpo3d_fast.step import Step, Tensors
+from ddpo3d_fast.step import Step, Tensors, drawn_by
 
 
 def timestep_range(schedule: Schedule, prior: Prior) -> tuple[float, float]:
@@ -102,6 +102,7 @@ class Plan:
     lowest: float  # timestep of the run, as a fraction of T
     highest: float
     sizes: tuple[tuple[int, int], ...]  # by step, pixels: of rendered views, of pictures
+    updates: int = 1  # steps that draw the same
 
     @classmethod
     def of(cls, config: Config, prior: Prior) -> Plan:
@@ -115,25 +116,27 @@ class Plan:
             len(prior.alphas_cumprod),
             *timestep_range(schedule, prior),
             tuple(sizes_at(schedule, prior.picture_size, fraction) for fraction in fractions),
+            config.reward.updates,
         )
 
     def draw(self, number: int) -> Step:
-        """What step `number` draws, from 1."""
+        """What step `number` draws, from 1: what the first step of its batch of actions draws."""
         schedule, views = self.schedule, self.schedule.views
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        fraction = (number - 1) / schedule.steps
+        first = drawn_by(number, self.updates)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
+        drawn_at = (first - 1) / schedule.steps
         cameras = cameras_at(generator, schedule)
         backgrounds = sample_backgrounds(generator, views, schedule.backgrounds)
         jitter = schedule.timestep_jitter * (2 * torch.rand(views, generator=generator) - 1)
-        rendered, picture = self.sizes[number - 1]
+        rendered, picture = self.sizes[first - 1]
         return Step(
             number,
-            fraction,
+            (number - 1) / schedule.steps,
             cameras.viewmats,
             cameras.azimuth,
             cameras.elevation,
             backgrounds,
-            timestep_at(fraction, self.timesteps, self.lowest, self.highest, jitter),
+            timestep_at(drawn_at, self.timesteps, self.lowest, self.highest, jitter),
             rendered,
             picture,
             generator,

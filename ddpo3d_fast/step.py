@@ -37,6 +37,11 @@ class Step(NamedTuple):
         }
 
 
+def drawn_by(number: int, updates: int) -> int:
+    """Number of the step that draws for step `number`: the first of its batch, of so many updates."""
+    return number - (number - 1) % updates
+
+
 def merged(*parts: Tensors) -> Tensors:
     """The tensors of all parts. Raises ValueError for a name that two of them have."""
     names = [name for part in parts for name in part]

@@ -20,11 +20,13 @@ from ddpo3d_fast.export import export
 from ddpo3d_fast.generate import generate, read
 from ddpo3d_fast.guidance import ScoreDistillation
 from ddpo3d_fast.kernels import TileCapacity
+from ddpo3d_fast.priors import PriorSettings, load_prior
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Densification, Gaussians, ScreenGradients, splats
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 from ddpo3d_fast.scene.splats import first_cloud, learning_rates, rate_scale_at
 from ddpo3d_fast.schedule import (
+    Plan,
     cameras_at,
     sample_backgrounds,
     sizes_at,
@@ -105,7 +107,14 @@ def test_the_same_seed_gives_the_same_asset_to_the_byte_and_another_seed_another
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"baseline": "running"}, {"densify_gradient": 0.3}, {"policy": "scene", "policy_pairs": 4}],
+    [
+        {},
+        {"baseline": "running"},
+        {"densify_gradient": 0.3},
+        {"policy": "scene", "policy_pairs": 4},
+        {"policy": "view", "policy_pairs": 16},
+        {"policy": "latent", "policy_estimator": "ppo", "policy_updates": 2, "noises": 3},
+    ],
 )
 def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path, changes):
     config = small(tmp_path / "whole", steps=6, **changes)
@@ -161,7 +170,7 @@ def test_a_step_that_is_repeated_for_room_finds_the_rewards_that_it_found_at_fir
         overflowed = property(lambda self: next(too_small))
 
     def guided(self, *arguments):
-        windows.append(self.baseline.window.nan_to_num(-1))
+        windows.append(self.judge.baseline.window.nan_to_num(-1))
         return guide(self, *arguments)
 
     guide = ScoreDistillation.__call__
@@ -253,10 +262,27 @@ def test_a_reward_without_a_gradient_turns_the_guide_off(tmp_path, monkeypatch):
     assert all("guide" not in row and "reward" in row for row in rows if row["stage"] == "distill")
 
 
-def test_the_ddim_policy_runs_and_reports_its_reward(tmp_path):
-    rows = []
-    run(small(tmp_path / "ddim", policy="ddim", steps=2), rows.append)
-    assert all(math.isfinite(row["reward"]) for row in rows if row["stage"] == "distill")
+def test_the_updates_of_a_batch_of_actions_see_the_same_and_report_how_far_they_went(tmp_path):
+    rows, drawn = [], {}
+    config = small(
+        tmp_path / "ppo", steps=5, policy="latent", policy_estimator="ppo", policy_updates=2, noises=3
+    )
+
+    def observe(row):
+        if row["stage"] == "distill":
+            rows.append(row)
+
+    run(config, observe)
+    plan = Plan.of(config, load_prior(PriorSettings("embedded")))
+    drawn = [plan.draw(number) for number in range(1, 6)]
+    for first, second in ((0, 1), (2, 3)):
+        assert torch.equal(drawn[first].viewmats, drawn[second].viewmats)
+        assert torch.equal(drawn[first].timesteps, drawn[second].timesteps)
+        assert drawn[first].fraction < drawn[second].fraction  # rates go on
+    assert not torch.equal(drawn[0].viewmats, drawn[2].viewmats)
+    assert ["reward" in row for row in rows] == [True, False, True, False, True]
+    assert [row["approximate_kl"] > 0 for row in rows] == [False, True, False, True, False]
+    assert all(0 <= row["clip_fraction"] <= 1 and 0 <= row["signal"] <= 1 for row in rows)
 
 
 def test_torch_has_one_thread_beside_the_embedded_models_alone(tmp_path, monkeypatch):

@@ -75,7 +75,14 @@ def capture(
     "wishes",
     [
         {},
-        {"policy": "ddim"},
+        {"policy": "latent"},
+        {
+            "policy": "latent",
+            "policy_exploration": "white",
+            "policy_ddim_steps": 2,
+            "shuffle_advantages": True,
+        },
+        {"policy": "view", "policy_pairs": 6, "shuffle_advantages": True},
         {"policy": "scene", "policy_pairs": 3, "shuffle_advantages": True},
         {"baseline": "running", "shuffle_advantages": True},
         {"policy_weight": 0.0},
@@ -84,12 +91,14 @@ def capture(
         {"residual": "csd"},
         {"residual": "nfsd"},
         {"residual": "clean"},
-        {"residual": "ism", "policy": "ddim"},
+        {"residual": "ism", "policy": "latent"},
         {"residual": "sdi", "guidance_rescale": 0.5},
     ],
     ids=[
         "noise",
-        "ddim",
+        "latent",
+        "white",
+        "view",
         "scene",
         "running",
         "plain",
@@ -113,6 +122,18 @@ def test_a_step_stays_on_its_device_and_nothing_but_its_metrics_is_read(
     config = dataclasses.replace(draft, output=tmp_path / "run", negative_prompt="a cube", **parts)
     make_four_steps(config, launched, monkeypatch)
     assert len(CAPTURED) == 2  # the second step of each rendering size
+
+
+def test_batches_of_actions_stay_on_the_device(
+    launched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that draw and steps that update have a graph each."""
+    draft = configure.preset("draft", "a red ball")
+    reward = dataclasses.replace(draft.reward, policy="latent", policy_estimator="ppo", policy_updates=2)
+    schedule = dataclasses.replace(draft.schedule, render_scales=(1.0,))
+    config = dataclasses.replace(draft, output=tmp_path / "run", reward=reward, schedule=schedule)
+    make_four_steps(config, launched, monkeypatch)
+    assert len(CAPTURED) == 2
 
 
 def make_four_steps(

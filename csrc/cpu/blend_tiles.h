@@ -13,6 +13,8 @@ struct TileForward {
   int32_t x0, y0;        // first pixel
   int32_t width, height; // of the image
   float background[3];
+  float alpha_max; // of the params; so below
+  float transmittance_min;
   float *rgb; // of the camera's image; so alpha, depth
   float *alpha;
   float *depth;
@@ -27,12 +29,15 @@ struct TileBackward {
   int32_t x0, y0;
   int32_t width, height;
   float background[3];
+  float alpha_max; // of the params
+  bool through_clamp;
   const float *v_rgb; // of the camera's image, or null; so alpha, depth
   const float *v_alpha;
   const float *v_depth;
   const float *transmittance; // [kTilePixels]
   const int32_t *stop;        // [kTilePixels]
   EntryGradient *partial;     // by slot
+  EntryAbsolute *absolute;    // by slot, or null
   float *v_background;        // [3] of this tile
 };
 

@@ -69,8 +69,7 @@ void blend_tile(const TileForward &tile) {
   for (int b = 0; b < kBlocks; ++b)
     alive[b] = stop[b * kBlockPixels] != 0;
 
-  const Float zero = 0.0f, cut = float(kLog2AlphaCut), most = float(kAlphaMax),
-              least = float(kTransmittanceMin);
+  const Float zero = 0.0f, cut = float(kLog2AlphaCut), most = tile.alpha_max, least = tile.transmittance_min;
   Splat splats[kBatch];
   uint16_t lists[kBlocks][kBatch];
   for (int32_t begin = 0; begin < tile.num_entries; begin += kBatch) {
@@ -149,7 +148,10 @@ void blend_tile(const TileForward &tile) {
   }
 }
 
-void blend_tile_vjp(const TileBackward &tile) {
+namespace {
+
+// `rare`: with what few ask for, absolute sums or a gradient through the clamp.
+template <bool rare> DDPO3D_HD void blend_tile_vjp(const TileBackward &tile) {
   alignas(64) float red[kTilePixels], green[kTilePixels], blue[kTilePixels], alpha[kTilePixels],
       depth[kTilePixels];
   alignas(64) float transmittance[kTilePixels], behind[kTilePixels];
@@ -179,14 +181,18 @@ void blend_tile_vjp(const TileBackward &tile) {
     tile.v_background[c] = v_background[c];
   for (int32_t e = tile_last; e < tile.num_entries; ++e)
     tile.partial[tile.entries[e].slot] = EntryGradient{};
+  for (int32_t e = tile_last; rare && tile.absolute && e < tile.num_entries; ++e)
+    tile.absolute[tile.entries[e].slot] = EntryAbsolute{};
 
-  const Float zero = 0.0f, cut = float(kLog2AlphaCut), most = float(kAlphaMax);
+  const Float zero = 0.0f, cut = float(kLog2AlphaCut), most = tile.alpha_max;
+  const Float clamped = rare && tile.through_clamp ? 1.0f / tile.alpha_max : 0.0f; // times alpha: its slope
   for (int32_t e = tile_last - 1; e >= 0; --e) {
     const TileEntry &entry = tile.entries[e];
     if (e >= kPrefetch)
       __builtin_prefetch(tile.projected + tile.entries[e - kPrefetch].gaussian);
     const Splat s = splat_at(tile.projected[entry.gaussian], tile.x0, tile.y0);
     Float v = zero, v1 = zero, v2 = zero, v11 = zero, v12 = zero, v22 = zero;
+    Float abs_x = zero, abs_y = zero;
     Float v_red = zero, v_green = zero, v_blue = zero, v_depth = zero;
     for (uint32_t bits = entry.mask; bits; bits &= bits - 1) {
       const int b = __builtin_ctz(bits);
@@ -210,8 +216,14 @@ void blend_tile_vjp(const TileBackward &tile) {
         v_green = fma(c.weight, g_green, v_green);
         v_blue = fma(c.weight, g_blue, v_blue);
         v_depth = fma(c.weight, g_depth, v_depth);
-        const Float w = select(unclamped <= most, c.v_log_alpha, zero); // no gradient through the clamp
+        const Float through = rare ? c.v_log_alpha * (clamped * unclamped) : zero;
+        const Float w = select(unclamped <= most, c.v_log_alpha, through);
         const Float w1 = w * f.u1, w2 = w * f.u2;
+        if (rare) { // Wᵀu, as footprint_vjp
+          const Float x = w1 * Float(s.w11), y = fma(w1, Float(s.w12), w2 * Float(s.w22));
+          abs_x = abs_x - min(x, zero - x); // |x|
+          abs_y = abs_y - min(y, zero - y);
+        }
         v = v + w;
         v1 = v1 + w1;
         v2 = v2 + w2;
@@ -222,7 +234,23 @@ void blend_tile_vjp(const TileBackward &tile) {
     }
     const Float sums[kEntryGradients] = {v, v1, v2, v11, v12, v22, v_red, v_green, v_blue, v_depth};
     store_sums(sums, reinterpret_cast<float *>(tile.partial + entry.slot));
+    if (rare && tile.absolute) {
+      const Float two[kEntryGradients] = {abs_x, abs_y, zero, zero, zero, zero, zero, zero, zero, zero};
+      float both[kEntryGradients];
+      store_sums(two, both);
+      const float scale = float(2 * kLn2);
+      tile.absolute[entry.slot] = {scale * both[0], scale * both[1]};
+    }
   }
+}
+
+} // namespace
+
+void blend_tile_vjp(const TileBackward &tile) {
+  if (tile.absolute || tile.through_clamp)
+    blend_tile_vjp<true>(tile);
+  else
+    blend_tile_vjp<false>(tile);
 }
 
 } // namespace DDPO3D_SIMD_VARIANT

@@ -14,8 +14,9 @@ constexpr int64_t kReportedAtOnce = 1 << 16; // pairs that a thread may keep bey
 
 } // namespace
 
-int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t max_entries,
+int64_t project_gaussians(const RasterizeParams &params, const RasterizeOutputs &outputs, int64_t max_entries,
                           RasterizeState::Impl &state) {
+  int32_t *const radii = outputs.radii;
   const int64_t N = params.num_gaussians;
   state.projected.resize(params.num_cameras * N);
   state.hits.resize(params.num_cameras * state.pieces);
@@ -23,7 +24,7 @@ int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t
   parallel_for(params.num_cameras * state.pieces, [&](int64_t task) {
     const int64_t c = task / state.pieces, begin = task % state.pieces * kProjectionGrain;
     const Camera<double> camera = load_camera(params, c);
-    const Vec3<double> position = camera_position(camera);
+    const Vec3<double> position = view_position(params, camera, c);
     std::vector<TileHit> &hits = state.hits[task];
     hits.clear();
     int64_t unreported = 0;
@@ -36,23 +37,50 @@ int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t
       ProjectedGaussian &out = state.projected[c * N + n];
       out.first_entry = uint32_t(hits.size());
       out.num_entries = 0;
-      radii[c * N + n] = 0;
-      if (!may_show(params, n))
+      const int64_t index = c * N + n;
+      radii[index] = 0;
+      if (outputs.box_radii)
+        outputs.box_radii[2 * index] = outputs.box_radii[2 * index + 1] = 0;
+      if (!may_show(params, n) && !(params.sigmas > 0))
         continue;
-      const Vec3<double> mean = load_mean(params, n);
-      const double z = dot(camera.rotation.row[2], mean) + camera.translation.z;
-      if (!sees_depth(params, camera, z) || !is_usable(params, n))
-        continue;
-      const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
-      const Footprint<double> &f = view.footprint;
-      double x = view.projection.mean.x, y = view.projection.mean.y;
-      if (params.means2d_offsets) {
-        x += params.means2d_offsets[2 * (c * N + n)];
-        y += params.means2d_offsets[2 * (c * N + n) + 1];
+      Vec3<double> mean = {};
+      Vec2<double> on_image = {};
+      double z;
+      Footprint<double> f;
+      if (params.covariances2d) {
+        if (!is_given(params, index, n))
+          continue;
+        z = params.depths[index];
+        f = given_footprint(params, index, n);
+      } else {
+        mean = load_mean(params, n);
+        z = dot(camera.rotation.row[2], mean) + camera.translation.z;
+        if (!sees_depth(params, camera, z) || !is_usable(params, n))
+          continue;
+        const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
+        on_image = view.projection.mean;
+        f = view.footprint;
+      }
+      on_image = image_mean(params, index, on_image);
+      const double x = on_image.x, y = on_image.y;
+      int32_t radius = 0;
+      if (params.sigmas > 0) {
+        radius = radii[index] = square_radius(params, f, x, y);
+        if (!radius)
+          continue;
       }
       if (!is_drawable(f, x, y))
         continue;
-      const Ellipse e = ellipse(x, y, f);
+      if (outputs.box_radii || params.radius_clip > 0) {
+        const BoxRadii box = box_radii(params, f, x, y);
+        if (!box.x)
+          continue;
+        if (outputs.box_radii) {
+          outputs.box_radii[2 * index] = box.x;
+          outputs.box_radii[2 * index + 1] = box.y;
+        }
+      }
+      const Ellipse e = ellipse(x, y, f, radius);
       const int32_t width = int32_t(params.width), height = int32_t(params.height);
       if (fits)
         visit_tiles<kTile, kBlock, kBlock>(
@@ -73,7 +101,7 @@ int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t
       out.log2_opacity = float(f.reach * (0.5 / kLn2) + kLog2AlphaCut); // of the opacity after the factor
       out.depth = float(z);
       view_color(params.sh_degree, params.colors + params.color_stride * n, mean - position, out.color);
-      radii[c * N + n] = screen_radius(f);
+      radii[index] = params.sigmas > 0 ? radius : screen_radius(f);
     }
     report();
   });

@@ -45,6 +45,7 @@ Tile describe_tile(const RasterizeParams &params, const RasterizeState::Impl &st
   tile.height = int32_t(params.height);
   for (int c = 0; c < 3; ++c)
     tile.background[c] = params.backgrounds ? params.backgrounds[3 * camera + c] : 0.0f;
+  tile.alpha_max = params.alpha_max;
   tile.transmittance = state.transmittance.data() + index * kTilePixels;
   tile.stop = state.stop.data() + index * kTilePixels;
   return tile;
@@ -76,7 +77,7 @@ int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutp
   state.tiles_y = (params.height + kTile - 1) / kTile;
   state.tiles = state.tiles_x * state.tiles_y;
   state.pieces = (params.num_gaussians + kProjectionGrain - 1) / kProjectionGrain;
-  const int64_t entries = project_gaussians(params, outputs.radii, max_entries, state);
+  const int64_t entries = project_gaussians(params, outputs, max_entries, state);
   if (entries > max_entries) {
     state.hits.clear(); // with their memory: whoever is told of this may keep the state for a while
     return entries;
@@ -92,6 +93,7 @@ int64_t rasterize_forward_cpu(const RasterizeParams &params, const RasterizeOutp
     tile.rgb = outputs.rgb + 3 * first;
     tile.alpha = outputs.alpha + first;
     tile.depth = outputs.depth + first;
+    tile.transmittance_min = params.transmittance_min;
     kernels.forward(tile);
   });
   return entries;
@@ -130,6 +132,7 @@ void rasterize_features_cpu(const RasterizeParams &params, const float *features
       tile.rgb = rgb + 3 * first;
       tile.alpha = alpha + first;
       tile.depth = depth + first;
+      tile.transmittance_min = params.transmittance_min;
       kernels.forward(tile);
       float *const planes = out + (camera * num_features + begin) * pixels;
       for (int64_t y = tile.y0; y < std::min<int64_t>(tile.y0 + kTile, params.height); ++y)
@@ -147,6 +150,7 @@ void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstre
   const int64_t tiles = params.num_cameras * state.tiles, pixels = params.width * params.height;
   Recycled<Buffer<EntryGradient>> partial;
   partial->resize(state.entries);
+  std::vector<EntryAbsolute> absolute(gradients.means2d_abs ? state.entries : 0);
   std::vector<float> v_backgrounds(3 * tiles);
   parallel_for(tiles, [&](int64_t index) {
     TileBackward tile = describe_tile<TileBackward>(params, state, index);
@@ -155,10 +159,12 @@ void rasterize_backward_cpu(const RasterizeParams &params, const RasterizeUpstre
     tile.v_alpha = at(upstream.alpha, first);
     tile.v_depth = at(upstream.depth, first);
     tile.partial = partial->data();
+    tile.absolute = gradients.means2d_abs ? absolute.data() : nullptr;
+    tile.through_clamp = params.through_clamp;
     tile.v_background = v_backgrounds.data() + 3 * index;
     kernels.backward(tile);
   });
-  reduce_gaussians(params, state, partial->data(), upstream.opacity_penalty, gradients);
+  reduce_gaussians(params, state, partial->data(), absolute.data(), upstream.opacity_penalty, gradients);
 
   for (int64_t c = 0; gradients.backgrounds && c < params.num_cameras; ++c) {
     double v[3] = {};

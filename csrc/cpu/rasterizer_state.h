@@ -45,6 +45,10 @@ struct EntryGradient {
   float red, green, blue, depth;
 };
 
+struct EntryAbsolute { // where it is asked for
+  float x, y;          // sum over the pixels of what each gives to the mean's gradient, absolute
+};
+
 struct RasterizeState::Impl {
   int64_t tiles_x = 0, tiles_y = 0, tiles = 0; // a camera
   int64_t pieces = 0;                          // of kProjectionGrain Gaussians, a camera
@@ -69,12 +73,12 @@ struct RasterizeState::Impl {
 
 // The stages, in order.
 // Returns how many pairs there are; where they are more than max_entries the state holds no use.
-int64_t project_gaussians(const RasterizeParams &params, int32_t *radii, int64_t max_entries,
+int64_t project_gaussians(const RasterizeParams &params, const RasterizeOutputs &outputs, int64_t max_entries,
                           RasterizeState::Impl &state);
 void build_tile_lists(const RasterizeParams &params, RasterizeState::Impl &state);
 // blend_tiles.h has the tiles' own forward and backward.
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, float opacity_penalty,
+                      const EntryGradient *partial, const EntryAbsolute *absolute, float opacity_penalty,
                       const RasterizeGradients &gradients);
 
 } // namespace ddpo3d_fast

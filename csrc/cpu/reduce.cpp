@@ -35,23 +35,77 @@ EntrySum sum_entries(const EntryGradient *partial, uint32_t count) {
   return s;
 }
 
-struct CameraGradient {
-  Mat3<double> v_rotation;
-  Vec3<double> v_translation;
-};
-
 template <int count> void store(float *target, int64_t n, const double (&values)[count]) {
   if (target)
     for (int i = 0; i < count; ++i)
       target[count * n + i] = float(values[i]);
 }
 
+void sum_absolute(const RasterizeParams &params, const RasterizeState::Impl &state,
+                  const EntryAbsolute *absolute, float *means2d_abs) {
+  const int64_t N = params.num_gaussians;
+  parallel_for(params.num_cameras * state.pieces, [&](int64_t task) {
+    const int64_t c = task / state.pieces, begin = task % state.pieces * kProjectionGrain;
+    for (int64_t n = begin; n < std::min(N, begin + kProjectionGrain); ++n) {
+      const ProjectedGaussian &g = state.projected[c * N + n];
+      const EntryAbsolute *of_gaussian = absolute + state.piece_slots[task] + g.first_entry;
+      double x = 0, y = 0;
+      for (uint32_t k = 0; k < g.num_entries; ++k) {
+        x += of_gaussian[k].x;
+        y += of_gaussian[k].y;
+      }
+      store(means2d_abs, c * N + n, {x, y});
+    }
+  });
+}
+
+// Where footprints were given, not projected: their own gradients, and the opacity's and colour's.
+void reduce_given(const RasterizeParams &params, const RasterizeState::Impl &state,
+                  const EntryGradient *partial, float opacity_penalty, const RasterizeGradients &gradients) {
+  const int64_t C = params.num_cameras, N = params.num_gaussians;
+  parallel_for(state.pieces, [&](int64_t piece) {
+    const int64_t begin = piece * kProjectionGrain;
+    for (int64_t n = begin; n < std::min(N, begin + kProjectionGrain); ++n) {
+      double v_opacity = 0;
+      Vec3<double> v_color = {};
+      for (int64_t c = 0; c < C; ++c) {
+        const int64_t index = c * N + n;
+        const ProjectedGaussian &g = state.projected[index];
+        EntrySum sum = {};
+        FootprintGradient<double> v = {};
+        if (g.num_entries) {
+          sum = sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry,
+                            g.num_entries);
+          v = footprint_vjp(given_footprint(params, index, n), load_opacity(params, n), load_dilation(params),
+                            sum.moments);
+        }
+        v_opacity += v.v_opacity;
+        v_color = v_color + sum.color;
+        store(gradients.means2d, index, {v.v_mean.x, v.v_mean.y});
+        store(gradients.covariances2d, index, {v.v_xx, v.v_xy, v.v_yy});
+        store(gradients.depths, index, {sum.depth});
+      }
+      store(gradients.opacities, n, {opacity_vjp(params, n, v_opacity, opacity_penalty)});
+      store(gradients.colors, n, {v_color.x, v_color.y, v_color.z});
+    }
+  });
+}
+
+struct CameraGradient {
+  Mat3<double> v_rotation;
+  Vec3<double> v_translation;
+};
+
 } // namespace
 
 void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl &state,
-                      const EntryGradient *partial, float opacity_penalty,
+                      const EntryGradient *partial, const EntryAbsolute *absolute, float opacity_penalty,
                       const RasterizeGradients &gradients) {
   const int64_t C = params.num_cameras, N = params.num_gaussians;
+  if (gradients.means2d_abs)
+    sum_absolute(params, state, absolute, gradients.means2d_abs);
+  if (params.covariances2d)
+    return reduce_given(params, state, partial, opacity_penalty, gradients);
   std::vector<CameraGradient> v_cameras(gradients.viewmats ? state.pieces * C : 0, CameraGradient{});
   std::vector<Camera<double>> cameras(C);
   for (int64_t c = 0; c < C; ++c)
@@ -78,9 +132,10 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
             sum_entries(partial + state.piece_slots[c * state.pieces + piece] + g.first_entry, g.num_entries);
         const ViewedGaussian view = view_gaussian(params, cameras[c], shape, n);
         const FootprintGradient<double> v =
-            footprint_vjp(view.footprint, load_opacity(params, n), params.antialiased, sum.moments);
+            footprint_vjp(view.footprint, load_opacity(params, n), load_dilation(params), sum.moments);
+        const Vec2<double> v_projected = params.means2d ? Vec2<double>{} : v.v_mean;
         const ProjectionGradient<double> p = project_vjp(cameras[c], shape.mean, shape.root, view.projection,
-                                                         v.v_mean, sum.depth, v.v_xx, v.v_xy, v.v_yy);
+                                                         v_projected, sum.depth, v.v_xx, v.v_xy, v.v_yy);
         CameraGradient v_camera = {p.v_rotation, p.v_translation};
         v_opacity += v.v_opacity;
         v_mean = v_mean + p.v_mean;
@@ -88,12 +143,13 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
           v_root.row[i] = v_root.row[i] + p.v_root.row[i];
         const Vec3<double> v_offset =
             view_color_vjp(params.sh_degree, params.colors + params.color_stride * n,
-                           shape.mean - camera_position(cameras[c]), g.color, sum.color,
+                           shape.mean - view_position(params, cameras[c], c), g.color, sum.color,
                            [&](int i, double v_value) { v_colors[i] += v_value; });
         v_mean = v_mean + v_offset;
-        // The offset is mean + Rᵀ t.
-        add_outer(v_camera.v_rotation, cameras[c].translation, v_offset);
-        v_camera.v_translation = v_camera.v_translation + multiply(cameras[c].rotation, v_offset);
+        if (!params.positions) { // the offset is mean + Rᵀ t
+          add_outer(v_camera.v_rotation, cameras[c].translation, v_offset);
+          v_camera.v_translation = v_camera.v_translation + multiply(cameras[c].rotation, v_offset);
+        }
         store(gradients.means2d, c * N + n, {v.v_mean.x, v.v_mean.y});
         if (gradients.viewmats) {
           CameraGradient &total = v_cameras[piece * C + c];
@@ -108,7 +164,7 @@ void reduce_gaussians(const RasterizeParams &params, const RasterizeState::Impl 
       if (loaded) {
         Mat3<double> v_rotation;
         covariance_root_vjp(shape.rotation, shape.scale, v_root, v_rotation, v_scale);
-        v_quat = rotation_matrix_vjp(shape.quat, shape.inverse_norm, v_rotation);
+        v_quat = quat_vjp(params, shape, v_rotation);
       }
       store(gradients.means, n, {v_mean.x, v_mean.y, v_mean.z});
       store(gradients.quats, n, {v_quat.w, v_quat.x, v_quat.y, v_quat.z});

@@ -25,16 +25,17 @@ struct Candidate {
   bool counts;
 };
 
-__device__ inline Candidate candidate(const Splat &s, float x, float y, bool touches) {
+__device__ inline Candidate candidate(const Splat &s, float most, float x, float y, bool touches) {
   const Falloff<float> f = falloff<float>(s, x, y);
-  const float most = float(kAlphaMax), unclamped = exp2_fast(f.log2_alpha);
+  const float unclamped = exp2_fast(f.log2_alpha);
   return {unclamped < most ? unclamped : most, touches && f.log2_alpha >= float(kLog2AlphaCut)};
 }
 
-__device__ inline void blend(const Splat &s, const Candidate &candidate, int32_t entry, Ray &ray) {
+__device__ inline void blend(const Splat &s, float least, const Candidate &candidate, int32_t entry,
+                             Ray &ray) {
   const Composite<float> c = composite(candidate.alpha, ray.transmittance);
   const bool counts = candidate.counts && ray.stop == kNeverStopped;
-  const bool ends = counts && c.transmittance <= float(kTransmittanceMin);
+  const bool ends = counts && c.transmittance <= least;
   if (counts && !ends) {
     ray.transmittance = c.transmittance;
     ray.red = fma(c.weight, s.red, ray.red);
@@ -121,13 +122,14 @@ __global__ void __launch_bounds__(kTileThreads, kResidentThreads / kTileThreads)
         const TileSplat a = splats[k], b = splats[l];
         Candidate of_a[kPixels], of_b[kPixels];
         for (int p = 0; p < kPixels; ++p) {
-          of_a[p] = candidate(splat_of(a), from_x, from_y[p], a.mask & block[p]);
-          of_b[p] = candidate(splat_of(b), from_x, from_y[p], second && (b.mask & block[p]));
+          of_a[p] = candidate(splat_of(a), params.alpha_max, from_x, from_y[p], a.mask & block[p]);
+          of_b[p] =
+              candidate(splat_of(b), params.alpha_max, from_x, from_y[p], second && (b.mask & block[p]));
         }
         for (int p = 0; p < kPixels; ++p)
-          blend(splat_of(a), of_a[p], first + k, rays[p]);
+          blend(splat_of(a), params.transmittance_min, of_a[p], first + k, rays[p]);
         for (int p = 0; p < kPixels; ++p)
-          blend(splat_of(b), of_b[p], first + l, rays[p]);
+          blend(splat_of(b), params.transmittance_min, of_b[p], first + l, rays[p]);
       }
     }
   }

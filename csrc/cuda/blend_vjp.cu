@@ -45,12 +45,24 @@ __device__ inline float along_background(const PixelSlope &s, const RasterizePar
   return s.red * background[0] + s.green * background[1] + s.blue * background[2];
 }
 
+// What few ask for.
+struct Rare {
+  float clamped;      // times alpha before the clamp: what of a clamped one's gradient passes
+  float abs_x, abs_y; // of the thread's pixels: sums of what each gives to the mean's gradient, absolute
+};
+
 // Adds what one pixel gives to a tile entry's gradient.
-__device__ inline void add_entry_gradient(const Falloff<float> &f, float unclamped, float weight,
-                                          float v_log_alpha, const PixelSlope &s,
-                                          float (&values)[kEntryGradients]) {
-  const float w = unclamped <= float(kAlphaMax) ? v_log_alpha : 0.0f; // no gradient through the clamp
+template <bool rare>
+__device__ inline void add_entry_gradient(const Splat &splat, const Falloff<float> &f, float most,
+                                          float unclamped, float weight, float v_log_alpha,
+                                          const PixelSlope &s, float (&values)[kEntryGradients], Rare &more) {
+  const float through = rare ? v_log_alpha * (more.clamped * unclamped) : 0.0f;
+  const float w = unclamped <= most ? v_log_alpha : through;
   const float w1 = w * f.u1, w2 = w * f.u2;
+  if (rare) { // Wᵀu, as footprint_vjp
+    more.abs_x += fabsf(w1 * splat.w11);
+    more.abs_y += fabsf(fma(w1, splat.w12, w2 * splat.w22));
+  }
   values[0] += w;
   values[1] += w1;
   values[2] += w2;
@@ -95,6 +107,19 @@ __device__ inline int sum_of_lane(int lane) {
   return lane % 2 == 0 ? lane / 2 : lane == 1 ? 8 : lane == 9 ? 9 : -1;
 }
 
+// Sums of the absolute values over a warp, into an entry's gradient.
+__device__ inline void store_absolute(const Rare &more, DeviceEntryGradient &sums) {
+  float x = more.abs_x, y = more.abs_y;
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    x += __shfl_xor_sync(kAllLanes, x, step);
+    y += __shfl_xor_sync(kAllLanes, y, step);
+  }
+  if (threadIdx.x % kWarp == 0) {
+    sums.abs_x = float(2 * kLn2) * x;
+    sums.abs_y = float(2 * kLn2) * y;
+  }
+}
+
 // A pixel on its way from back to front.
 struct BackwardRay {
   PixelSlope slope;
@@ -115,19 +140,22 @@ __device__ inline Contribution contribution(const Splat &s, float x, float y, bo
 }
 
 // One step to the front; adds what the pixel gives to the entry's gradient.
-__device__ inline void step_back(const Splat &s, const Contribution &c, BackwardRay &ray,
-                                 float (&values)[kEntryGradients]) {
-  const float most = float(kAlphaMax), alpha = c.unclamped < most ? c.unclamped : most;
+template <bool rare>
+__device__ inline void step_back(const Splat &s, float most, const Contribution &c, BackwardRay &ray,
+                                 float (&values)[kEntryGradients], Rare &more) {
+  const float alpha = c.unclamped < most ? c.unclamped : most;
   const CompositeGradient<float> g =
       composite_vjp(alpha, ray.transmittance, ray.behind, along(ray.slope, s.red, s.green, s.blue, s.depth));
   if (!c.counts)
     return;
   ray.transmittance = g.transmittance;
   ray.behind = g.behind;
-  add_entry_gradient(c.falloff, c.unclamped, g.weight, g.v_log_alpha, ray.slope, values);
+  add_entry_gradient<rare>(s, c.falloff, most, c.unclamped, g.weight, g.v_log_alpha, ray.slope, values, more);
 }
 
-__global__ void __launch_bounds__(kTileThreads, kVjpResidentThreads / kTileThreads)
+// `rare`: with absolute sums, and maybe a gradient through the clamp.
+template <bool rare>
+__global__ void __launch_bounds__(kTileThreads, rare ? 1 : kVjpResidentThreads / kTileThreads)
     blend_vjp_kernel(RasterizeParams params, DeviceState state, RasterizeUpstream upstream,
                      DeviceScratch scratch) {
   await_previous_kernels();
@@ -214,10 +242,17 @@ __global__ void __launch_bounds__(kTileThreads, kVjpResidentThreads / kTileThrea
       if (!__any_sync(kAllLanes, any))
         continue;
       float values[kTogether][kEntryGradients] = {};
+      const float clamped = rare && params.through_clamp ? 1.0f / params.alpha_max : 0.0f;
+      Rare more_a = {clamped, 0.0f, 0.0f}, more_b = {clamped, 0.0f, 0.0f};
       for (int p = 0; p < kPixels; ++p)
-        step_back(splat_of(a), of_a[p], rays[p], values[0]);
+        step_back<rare>(splat_of(a), params.alpha_max, of_a[p], rays[p], values[0], more_a);
       for (int p = 0; p < kPixels; ++p)
-        step_back(splat_of(b), of_b[p], rays[p], values[1]);
+        step_back<rare>(splat_of(b), params.alpha_max, of_b[p], rays[p], values[1], more_b);
+      if (rare) {
+        store_absolute(more_a, sums[warp * kBatch + k]);
+        if (second)
+          store_absolute(more_b, sums[warp * kBatch + l]);
+      }
       const float sum = warp_sums(values);
       const int which = sum_of_lane(lane), entry = lane < kWarp / kTogether ? k : l;
       if (which >= 0 && (second || lane < kWarp / kTogether))
@@ -281,8 +316,9 @@ void rasterize_backward_cuda(const RasterizeParams &params, const RasterizeUpstr
   const DeviceScratch scratch = carve_scratch(params, state.tiles, memory.max_entries, scratch_memory, bytes);
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   const dim3 tiles(uint32_t(params.num_cameras * state.tiles));
-  launch_early("rasterize blend vjp", blend_vjp_kernel, tiles, dim3(kTileThreads), 0, on, params, state,
-               upstream, scratch);
+  const bool rare = gradients.means2d_abs || params.through_clamp;
+  launch_early("rasterize blend vjp", rare ? blend_vjp_kernel<true> : blend_vjp_kernel<false>, tiles,
+               dim3(kTileThreads), 0, on, params, state, upstream, scratch);
   if (gradients.backgrounds)
     launch_early("rasterize background vjp", background_vjp_kernel, tiles, dim3(kWarp), 0, on, params, state,
                  upstream, scratch);

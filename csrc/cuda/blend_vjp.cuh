@@ -5,7 +5,7 @@
 
 namespace ddpo3d_fast {
 
-constexpr int kEntryGradients = 10;
+constexpr int kEntryGradients = 10;  // and two of absolute values, where they are asked for
 constexpr int kCameraGradients = 12; // rotation row by row, translation
 
 constexpr int kGradientThreads = 128;

@@ -71,6 +71,69 @@ __device__ inline double warp_sum(double value, int lanes = kWarp) {
   return value;
 }
 
+// Where footprints were given, not projected: a thread is a Gaussian, whose views come one after the other.
+__global__ void __launch_bounds__(kGradientThreads)
+    given_vjp_kernel(RasterizeParams params, DeviceState state, float opacity_penalty,
+                     RasterizeGradients gradients, DeviceScratch scratch) {
+  await_previous_kernels();
+  const int64_t C = params.num_cameras, N = params.num_gaussians;
+  const int64_t n = int64_t(blockIdx.x) * kGradientThreads + threadIdx.x;
+  const bool exists = n < N, overflow = state.counters->overflow;
+  double v_opacity = 0.0;
+  Vec3<double> v_color = {};
+#pragma unroll 1
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t index = c * N + n;
+    const uint32_t slots = exists && !overflow ? state.num_slots[index] : 0;
+    const EntrySum sum = sum_slots(scratch.partial, slots ? state.first_slot[index] : 0, slots);
+    FootprintGradient<double> v = {};
+    const double *s = sum.values;
+    if (slots)
+      v = footprint_vjp(given_footprint(params, index, n), load_opacity(params, n), load_dilation(params),
+                        {s[0], s[1], s[2], s[3], s[4], s[5]});
+    v_opacity += v.v_opacity;
+    v_color = v_color + Vec3<double>{s[6], s[7], s[8]};
+    if (exists && gradients.means2d) {
+      gradients.means2d[2 * index] = float(v.v_mean.x);
+      gradients.means2d[2 * index + 1] = float(v.v_mean.y);
+    }
+    if (exists && gradients.covariances2d) {
+      gradients.covariances2d[3 * index] = float(v.v_xx);
+      gradients.covariances2d[3 * index + 1] = float(v.v_xy);
+      gradients.covariances2d[3 * index + 2] = float(v.v_yy);
+    }
+    if (exists && gradients.depths)
+      gradients.depths[index] = float(s[9]);
+  }
+  if (!exists)
+    return;
+  if (gradients.opacities)
+    gradients.opacities[n] = float(opacity_vjp(params, n, v_opacity, opacity_penalty));
+  if (gradients.colors) {
+    gradients.colors[3 * n] = float(v_color.x);
+    gradients.colors[3 * n + 1] = float(v_color.y);
+    gradients.colors[3 * n + 2] = float(v_color.z);
+  }
+}
+
+// The absolute sums: a thread is a Gaussian before a camera.
+__global__ void __launch_bounds__(kSumThreads)
+    absolute_vjp_kernel(DeviceState state, DeviceScratch scratch, float *means2d_abs, int64_t views) {
+  await_previous_kernels();
+  const int64_t index = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
+  if (index >= views)
+    return;
+  const uint32_t slots = state.counters->overflow ? 0 : state.num_slots[index];
+  double x = 0.0, y = 0.0;
+  for (uint32_t k = 0; k < slots; ++k) {
+    const DeviceEntryGradient &g = scratch.partial[state.first_slot[index] + k];
+    x += g.abs_x;
+    y += g.abs_y;
+  }
+  means2d_abs[2 * index] = float(x);
+  means2d_abs[2 * index + 1] = float(y);
+}
+
 // A block has `views` cameras side by side, as gradient_views says, and all of their Gaussians that fit.
 template <int sh_degree, bool wants_cameras>
 __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
@@ -108,7 +171,7 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
     Vec3<float> v_offset = {};
     if (slots) {
       const Camera<double> &camera = cameras[view_of_block];
-      const Vec3<double> offset = load_mean(params, n) - camera_position(camera);
+      const Vec3<double> offset = load_mean(params, n) - view_position(params, camera, c);
       const DeviceGaussian &g = state.projected[index];
       const float color[3] = {g.red, g.green, g.blue};
       v_offset =
@@ -125,10 +188,12 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
       const Camera<double> &camera = cameras[view_of_block];
       const GaussianShape shape = load_shape(params, n);
       const ViewedGaussian view = view_gaussian(params, camera, shape, n);
-      const FootprintGradient<double> v = footprint_vjp(
-          view.footprint, load_opacity(params, n), params.antialiased, {s[0], s[1], s[2], s[3], s[4], s[5]});
+      const FootprintGradient<double> v =
+          footprint_vjp(view.footprint, load_opacity(params, n), load_dilation(params),
+                        {s[0], s[1], s[2], s[3], s[4], s[5]});
+      const Vec2<double> v_projected = params.means2d ? Vec2<double>{} : v.v_mean;
       const ProjectionGradient<double> p = project_vjp(camera, shape.mean, shape.root, view.projection,
-                                                       v.v_mean, s[9], v.v_xx, v.v_xy, v.v_yy);
+                                                       v_projected, s[9], v.v_xx, v.v_xy, v.v_yy);
       v_mean2d = v.v_mean;
       const Vec3<double> v_direction = {v_offset.x, v_offset.y, v_offset.z};
       const Vec3<double> v_mean = p.v_mean + v_direction;
@@ -139,9 +204,10 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
       for (int i = 0; i < kShapeValues; ++i)
         shape_parts[i * threads + t] += values[i];
       if (wants_cameras) { // the offset is mean + Rᵀ t
+        const Vec3<double> v_position = params.positions ? Vec3<double>{} : v_direction;
         v_rotation = p.v_rotation;
-        add_outer(v_rotation, camera.translation, v_direction);
-        v_translation = p.v_translation + multiply(camera.rotation, v_direction);
+        add_outer(v_rotation, camera.translation, v_position);
+        v_translation = p.v_translation + multiply(camera.rotation, v_position);
       }
     }
     if (has_view && gradients.means2d) {
@@ -202,7 +268,7 @@ __global__ void __launch_bounds__(kGradientThreads, wants_cameras ? 2 : 3)
     const GaussianShape shape = load_shape(params, n);
     Mat3<double> v_rotation;
     covariance_root_vjp(shape.rotation, shape.scale, v_root, v_rotation, v_scale);
-    v_quat = rotation_matrix_vjp(shape.quat, shape.inverse_norm, v_rotation);
+    v_quat = quat_vjp(params, shape, v_rotation);
   }
   if (gradients.means) {
     gradients.means[3 * n] = float(totals[0]);
@@ -280,6 +346,21 @@ void launch_gaussians_vjp(const RasterizeParams &params, float opacity_penalty,
   const int64_t blocks = gradient_blocks(params);
   const dim3 grid{uint32_t(blocks)};
   const bool wants_cameras = gradients.viewmats != nullptr;
+  if (gradients.means2d_abs) {
+    const int64_t of_views = params.num_cameras * params.num_gaussians;
+    launch_early("rasterize absolute vjp", absolute_vjp_kernel,
+                 dim3(uint32_t(blocks_for(of_views, kSumThreads))), dim3(kSumThreads), 0, stream, state,
+                 scratch, gradients.means2d_abs, of_views);
+  }
+  if (params.covariances2d) {
+    launch_early("rasterize given vjp", given_vjp_kernel,
+                 dim3(uint32_t(blocks_for(params.num_gaussians, kGradientThreads))), dim3(kGradientThreads),
+                 0, stream, params, state, opacity_penalty, gradients, scratch);
+    if (gradients.backgrounds)
+      launch_early("rasterize cameras vjp", cameras_vjp_kernel, dim3(uint32_t(params.num_cameras)),
+                   dim3(kSumThreads), 0, stream, params, state, gradients, scratch, blocks);
+    return;
+  }
   switch (params.sh_degree) {
   case 0:
     launch_degree<0>(wants_cameras, grid, stream, params, state, opacity_penalty, gradients, scratch, views);

@@ -101,29 +101,55 @@ __device__ inline uint32_t tile_rows(const Ellipse &e, int64_t height) {
   return is_empty(rows) ? 0 : uint32_t(rows.last / kTile - rows.first / kTile + 1);
 }
 
-// Projects one Gaussian for one camera; returns its radius in pixels, or 0 where it cannot be drawn.
-template <int sh_degree>
-__device__ int32_t project_one(const RasterizeParams &params, int64_t c, int64_t n, int64_t index,
-                               DeviceGaussian &projected, Ellipse &outline) {
-  if (!may_show(params, n))
-    return 0;
-  const Camera<double> camera = load_camera(params, c);
-  const Vec3<double> mean = load_mean(params, n);
-  const double z = dot(camera.rotation.row[2], mean) + camera.translation.z;
-  const bool usable = is_usable(params, n); // asked first, so that all numbers are on their way together
-  if (!sees_depth(params, camera, z) || !usable)
-    return 0;
-  const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
-  const Footprint<double> &f = view.footprint;
-  double x = view.projection.mean.x, y = view.projection.mean.y;
-  if (params.means2d_offsets) {
-    x += params.means2d_offsets[2 * index];
-    y += params.means2d_offsets[2 * index + 1];
+struct Radii {
+  int32_t drawn;  // pixels, or 0 where it cannot be drawn
+  int32_t square; // with params.sigmas, whether or not it can be drawn
+  BoxRadii box;
+};
+
+// Projects one Gaussian for one camera.
+template <int sh_degree, bool given>
+__device__ Radii project_one(const RasterizeParams &params, int64_t c, int64_t n, int64_t index,
+                             bool wants_box, DeviceGaussian &projected, Ellipse &outline) {
+  Radii radii = {};
+  if (!may_show(params, n) && !(params.sigmas > 0))
+    return radii;
+  Vec3<double> offset = {};
+  Vec2<double> on_image = {};
+  Footprint<double> f;
+  double z;
+  if (given) {
+    if (!is_given(params, index, n))
+      return radii;
+    z = params.depths[index];
+    f = given_footprint(params, index, n);
+  } else {
+    const Camera<double> camera = load_camera(params, c);
+    const Vec3<double> mean = load_mean(params, n);
+    z = dot(camera.rotation.row[2], mean) + camera.translation.z;
+    const bool usable = is_usable(params, n); // asked first, so that all numbers are on their way together
+    if (!sees_depth(params, camera, z) || !usable)
+      return radii;
+    const ViewedGaussian view = view_gaussian(params, camera, load_shape(params, n), n);
+    f = view.footprint;
+    on_image = view.projection.mean;
+    offset = mean - view_position(params, camera, c);
+  }
+  on_image = image_mean(params, index, on_image);
+  const double x = on_image.x, y = on_image.y;
+  if (params.sigmas > 0) {
+    radii.square = square_radius(params, f, x, y);
+    if (!radii.square)
+      return radii;
   }
   if (!is_drawable(f, x, y))
-    return 0;
-  outline = ellipse(x, y, f);
-  const Vec3<double> offset = mean - camera_position(camera);
+    return radii;
+  if (wants_box || params.radius_clip > 0) {
+    radii.box = box_radii(params, f, x, y);
+    if (!radii.box.x)
+      return radii;
+  }
+  outline = ellipse(x, y, f, radii.square);
   float color[3];
   view_color(sh_degree, params.colors + params.color_stride * n,
              Vec3<float>{float(offset.x), float(offset.y), float(offset.z)}, color);
@@ -137,27 +163,29 @@ __device__ int32_t project_one(const RasterizeParams &params, int64_t c, int64_t
                color[1],
                color[2],
                float(z)};
-  return screen_radius(f);
+  radii.drawn = params.sigmas > 0 ? radii.square : screen_radius(f);
+  return radii;
 }
 
-template <int sh_degree>
+// `given`: the footprints are.
+template <int sh_degree, bool given>
 __global__ void __launch_bounds__(kProjectThreads)
-    project_kernel(RasterizeParams params, DeviceState state, int32_t *radii) {
+    project_kernel(RasterizeParams params, DeviceState state, int32_t *radii, int32_t *box_radii) {
   await_previous_kernels();
   DDPO3D_SHARED(Ellipse[kProjectThreads], ellipses);
   DDPO3D_SHARED(uint32_t[kProjectThreads], hits);
   const int64_t index = int64_t(blockIdx.x) * kProjectThreads + threadIdx.x;
   const int t = threadIdx.x, warp_begin = t - t % kWarp;
   uint32_t rows = 0, first_tile = 0;
-  int32_t radius = 0;
+  Radii found = {};
   hits[t] = 0;
   const bool exists = index < params.num_cameras * params.num_gaussians;
   if (exists) {
     const int64_t c = index / params.num_gaussians, n = index - c * params.num_gaussians;
     DeviceGaussian projected;
     Ellipse outline;
-    radius = project_one<sh_degree>(params, c, n, index, projected, outline);
-    if (radius) {
+    found = project_one<sh_degree, given>(params, c, n, index, box_radii != nullptr, projected, outline);
+    if (found.drawn) {
       state.projected[index] = projected;
       state.ellipses[index] = ellipses[t] = outline;
       rows = tile_rows(outline, params.height);
@@ -179,7 +207,11 @@ __global__ void __launch_bounds__(kProjectThreads)
   if (exists) {
     state.first_slot[index] = uint32_t(base) + upto - own;
     state.num_slots[index] = own;
-    radii[index] = own ? radius : 0;
+    radii[index] = own ? found.drawn : found.square;
+    if (box_radii) {
+      box_radii[2 * index] = found.box.x;
+      box_radii[2 * index + 1] = found.box.y;
+    }
   }
 }
 
@@ -250,21 +282,24 @@ __global__ void __launch_bounds__(kProjectThreads) scatter_kernel(RasterizeParam
 }
 
 template <class... Arguments>
-void launch_project(int sh_degree, dim3 grid, cudaStream_t stream, const Arguments &...arguments) {
+void launch_project(int sh_degree, bool given, dim3 grid, cudaStream_t stream,
+                    const Arguments &...arguments) {
   const auto run = [&](auto kernel) {
     launch_early("rasterize project", kernel, grid, dim3(kProjectThreads), 0, stream, arguments...);
   };
+  if (given) // with plain colours
+    return run(project_kernel<-1, true>);
   switch (sh_degree) {
   case 0:
-    return run(project_kernel<0>);
+    return run(project_kernel<0, false>);
   case 1:
-    return run(project_kernel<1>);
+    return run(project_kernel<1, false>);
   case 2:
-    return run(project_kernel<2>);
+    return run(project_kernel<2, false>);
   case 3:
-    return run(project_kernel<3>);
+    return run(project_kernel<3, false>);
   default:
-    return run(project_kernel<-1>);
+    return run(project_kernel<-1, false>);
   }
 }
 
@@ -283,7 +318,7 @@ int64_t rasterize_entries_bytes_cuda(int64_t max_entries) {
   return bytes;
 }
 
-void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint64_t *needed,
+void rasterize_project_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs, uint64_t *needed,
                             const RasterizeMemory &memory, void *stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   int64_t bytes, zeroed_bytes;
@@ -292,7 +327,8 @@ void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint6
   launch_early("rasterize clear", clear_kernel, dim3(uint32_t(blocks_for(quads, kClearThreads))),
                dim3(kClearThreads), 0, on, static_cast<uint4 *>(memory.state), quads);
   const dim3 grid(uint32_t(blocks_for(params.num_cameras * params.num_gaussians, kProjectThreads)));
-  launch_project(params.sh_degree, grid, on, params, state, radii);
+  launch_project(params.sh_degree, params.covariances2d != nullptr, grid, on, params, state, outputs.radii,
+                 outputs.box_radii);
   const int64_t tiles = params.num_cameras * state.tiles;
   // At least one block, which reports that nothing is needed.
   launch_early("rasterize ranges", range_kernel, dim3(uint32_t(tiles ? blocks_for(tiles, kRangeThreads) : 1)),

@@ -33,7 +33,7 @@ struct alignas(16) DeviceEntry { // a tile's Gaussian
 struct alignas(16) DeviceEntryGradient {
   float v, u1, u2, u11; // Moments, blend.h
   float u12, u22, red, green;
-  float blue, depth, unused[2];
+  float blue, depth, abs_x, abs_y; // the last two where absolute sums are asked for
 };
 
 struct DeviceCounters {

@@ -13,10 +13,7 @@
 
 namespace ddpo3d_fast {
 
-constexpr double kDilation = 0.3;          // px², added to both diagonals of the covariance on the image
-constexpr double kAlphaMax = 0.99;         // a Gaussian hides at most this much
-constexpr double kAlphaCut = 1.0 / 255;    // what hides less is skipped
-constexpr double kTransmittanceMin = 1e-4; // blending stops before the Gaussian that would leave this or less
+constexpr double kAlphaCut = 1.0 / 255;              // what hides less is skipped
 constexpr double kLog2AlphaCut = -7.994353436858858; // log2(1/255)
 constexpr double kLn2 = 0.6931471805599453;
 
@@ -32,15 +29,26 @@ template <class T> struct Footprint {
   T opacity_factor;   // √(det Σ / det Σ_dilated) if antialiased, else 1
 };
 
-template <class T> DDPO3D_HD Footprint<T> footprint(T xx, T xy, T yy, T det, T opacity, bool antialiased) {
+// What makes every Gaussian cover a pixel, and what that does to its opacity.
+template <class T> struct Dilation {
+  T eps2d;          // px², added to both diagonals of the covariance
+  bool antialiased; // multiply the opacity by √(det Σ / det Σ_dilated)
+  T factor_min;     // but by no less
+};
+
+template <class T>
+DDPO3D_HD Footprint<T> footprint(T xx, T xy, T yy, T det, T opacity, const Dilation<T> &dilation) {
+  const T eps2d = dilation.eps2d;
   Footprint<T> out;
-  out.xx = xx + T(kDilation);
+  out.xx = xx + eps2d;
   out.xy = xy;
-  out.yy = yy + T(kDilation);
+  out.yy = yy + eps2d;
   out.det = det;
   // det(Σ + cI) = det Σ + c tr Σ + c², a sum of positive terms.
-  out.dilated_det = det + T(kDilation) * (xx + yy) + T(kDilation * kDilation);
-  out.opacity_factor = antialiased ? std::sqrt(det / out.dilated_det) : T(1);
+  out.dilated_det = det + eps2d * (xx + yy) + eps2d * eps2d;
+  out.opacity_factor = dilation.antialiased ? std::sqrt(det / out.dilated_det) : T(1);
+  if (dilation.antialiased && out.opacity_factor < dilation.factor_min)
+    out.opacity_factor = dilation.factor_min;
   out.opacity = opacity * out.opacity_factor;
   out.reach = out.opacity > T(kAlphaCut) ? T(2) * std::log(out.opacity * T(255)) : T(0);
   const T k = T(0.8493218002880191); // √(log2(e)/2)
@@ -65,7 +73,7 @@ template <class T> struct FootprintGradient {
 // ln alpha = ln opacity - ln2 |u|² with u = W (pixel - mean), so
 // d/d(mean) = 2 ln2 Wᵀu and d/dΣ = ½ Σ⁻¹ d dᵀ Σ⁻¹ = 2 ln2² Wᵀ u uᵀ W.
 template <class T>
-DDPO3D_HD FootprintGradient<T> footprint_vjp(const Footprint<T> &f, T opacity, bool antialiased,
+DDPO3D_HD FootprintGradient<T> footprint_vjp(const Footprint<T> &f, T opacity, const Dilation<T> &dilation,
                                              const Moments<T> &m) {
   FootprintGradient<T> out;
   const T c1 = T(2 * kLn2), c2 = T(2 * kLn2 * kLn2);
@@ -74,9 +82,9 @@ DDPO3D_HD FootprintGradient<T> footprint_vjp(const Footprint<T> &f, T opacity, b
   out.v_xy = T(2) * c2 * f.w11 * (f.w12 * m.u11 + f.w22 * m.u12);
   out.v_yy = c2 * (f.w12 * f.w12 * m.u11 + T(2) * f.w12 * f.w22 * m.u12 + f.w22 * f.w22 * m.u22);
   out.v_opacity = m.v / opacity;
-  if (antialiased) {
+  if (dilation.antialiased && f.opacity_factor > dilation.factor_min) {
     // ln factor = ½ ln det Σ - ½ ln det Σ_dilated, and m.v is the gradient of ln opacity.
-    const T xx = f.xx - T(kDilation), yy = f.yy - T(kDilation);
+    const T xx = f.xx - dilation.eps2d, yy = f.yy - dilation.eps2d;
     const T half = T(0.5) * m.v;
     out.v_xx += half * (yy / f.det - f.yy / f.dilated_det);
     out.v_yy += half * (xx / f.det - f.xx / f.dilated_det);

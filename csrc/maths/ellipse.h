@@ -37,9 +37,23 @@ struct alignas(16) Ellipse {
   double inverse_yy; // chords shorten as √(reach - dy² inverse_yy)
   double y_of_right; // dy of its rightmost point
   double reach_y;    // half its height
+  double square;     // only in tiles that this square around it touches: half its side; 0: everywhere
 };
 
-DDPO3D_HD Ellipse ellipse(double x, double y, const Footprint<double> &f) {
+constexpr int kSquareTile = 16; // px, the tiles of 3D Gaussian Splatting
+
+// What is left of a range of pixels in the tiles that center - square .. center + square touches. Pixels lie
+// at integers here, and the far end counts as 3D Gaussian Splatting (Kerbl et al. 2023) counts it.
+DDPO3D_HD Range within_square(const Range &range, double center, double square) {
+  const double low = (center - 0.5 - square) / kSquareTile;
+  const double high = (center - 0.5 + square + (kSquareTile - 1)) / kSquareTile;
+  const double from = kSquareTile * std::floor(low), to = kSquareTile * std::floor(high) - 1;
+  if (!(from <= range.last && to >= range.first))
+    return {0, -1};
+  return {from > range.first ? int32_t(from) : range.first, to < range.last ? int32_t(to) : range.last};
+}
+
+DDPO3D_HD Ellipse ellipse(double x, double y, const Footprint<double> &f, double square) {
   Ellipse e;
   e.x = x;
   e.y = y;
@@ -49,11 +63,13 @@ DDPO3D_HD Ellipse ellipse(double x, double y, const Footprint<double> &f) {
   e.inverse_yy = 1.0 / f.yy;
   e.y_of_right = f.xy * std::sqrt(f.reach / f.xx);
   e.reach_y = std::sqrt(f.reach * f.yy);
+  e.square = square;
   return e;
 }
 
 DDPO3D_HD Range rows_of(const Ellipse &e, int32_t height) {
-  return centers_within(e.y - e.reach_y, e.y + e.reach_y, height);
+  const Range rows = centers_within(e.y - e.reach_y, e.y + e.reach_y, height);
+  return e.square > 0 ? within_square(rows, e.y, e.square) : rows;
 }
 
 DDPO3D_HD double chord_end(const Ellipse &e, double dy, double low, double high, double side) {
@@ -66,8 +82,9 @@ DDPO3D_HD double chord_end(const Ellipse &e, double dy, double low, double high,
 // extremes if they lie in the strip, else those at the strip's edge nearest to them.
 DDPO3D_HD Range columns_of(const Ellipse &e, int32_t top, int32_t bottom, int32_t width) {
   const double low = top + 0.5 - e.y, high = bottom + 0.5 - e.y;
-  return centers_within(chord_end(e, -e.y_of_right, low, high, -1.0),
-                        chord_end(e, e.y_of_right, low, high, 1.0), width);
+  const Range columns = centers_within(chord_end(e, -e.y_of_right, low, high, -1.0),
+                                       chord_end(e, e.y_of_right, low, high, 1.0), width);
+  return e.square > 0 ? within_square(columns, e.x, e.square) : columns;
 }
 
 // The blocks, counted from the image's edge, that it touches in the strip of pixel rows that starts with

@@ -27,16 +27,20 @@ template <class T> DDPO3D_HD Mat3<T> rotation_matrix(const Quat<T> &q) {
        {two * (q.x * q.z - q.w * q.y), two * (q.y * q.z + q.w * q.x), T(1) - two * (q.x * q.x + q.y * q.y)}}};
 }
 
+// VJP of rotation_matrix.
+template <class T> DDPO3D_HD Quat<T> rotation_matrix_vjp(const Quat<T> &q, const Mat3<T> &v_rotation) {
+  const Vec3<T> &a = v_rotation.row[0], &b = v_rotation.row[1], &c = v_rotation.row[2];
+  const T two = T(2), four = T(4);
+  return {two * (q.x * (c.y - b.z) + q.y * (a.z - c.x) + q.z * (b.x - a.y)),
+          two * (q.w * (c.y - b.z) + q.y * (a.y + b.x) + q.z * (a.z + c.x)) - four * q.x * (b.y + c.z),
+          two * (q.w * (a.z - c.x) + q.x * (a.y + b.x) + q.z * (b.z + c.y)) - four * q.y * (a.x + c.z),
+          two * (q.w * (b.x - a.y) + q.x * (a.z + c.x) + q.y * (b.z + c.y)) - four * q.z * (a.x + b.y)};
+}
+
 // VJP of rotation_matrix(normalized(q)) with respect to q; `q` is the unit quaternion.
 template <class T>
 DDPO3D_HD Quat<T> rotation_matrix_vjp(const Quat<T> &q, T inverse_norm, const Mat3<T> &v_rotation) {
-  const Vec3<T> &a = v_rotation.row[0], &b = v_rotation.row[1], &c = v_rotation.row[2];
-  const T two = T(2), four = T(4);
-  const Quat<T> v = {
-      two * (q.x * (c.y - b.z) + q.y * (a.z - c.x) + q.z * (b.x - a.y)),
-      two * (q.w * (c.y - b.z) + q.y * (a.y + b.x) + q.z * (a.z + c.x)) - four * q.x * (b.y + c.z),
-      two * (q.w * (a.z - c.x) + q.x * (a.y + b.x) + q.z * (b.z + c.y)) - four * q.y * (a.x + c.z),
-      two * (q.w * (b.x - a.y) + q.x * (a.z + c.x) + q.y * (b.z + c.y)) - four * q.z * (a.x + b.y)};
+  const Quat<T> v = rotation_matrix_vjp(q, v_rotation);
   // Normalisation passes only what is orthogonal to q.
   const T along = v.w * q.w + v.x * q.x + v.y * q.y + v.z * q.z;
   return {inverse_norm * (v.w - along * q.w), inverse_norm * (v.x - along * q.x),

@@ -8,6 +8,7 @@
 #include "blend.h"
 #include "camera.h"
 #include "ddpo3d_fast/rasterizer.h"
+#include "ellipse.h"
 #include "gaussian.h"
 #include "sh.h"
 
@@ -87,7 +88,7 @@ DDPO3D_HD Vec3<double> scales_vjp(const RasterizeParams &params, int64_t n, cons
 
 struct GaussianShape {
   Vec3<double> mean, scale;
-  Quat<double> quat; // unit
+  Quat<double> quat; // unit, but for params.unit_quats
   double inverse_norm;
   Mat3<double> rotation, root;
 };
@@ -97,10 +98,19 @@ DDPO3D_HD GaussianShape load_shape(const RasterizeParams &params, int64_t n) {
   const float *q = params.quats + 4 * n;
   out.mean = load_mean(params, n);
   out.scale = load_scale(params, n);
-  out.quat = normalized(Quat<double>{q[0], q[1], q[2], q[3]}, out.inverse_norm);
+  out.quat = {q[0], q[1], q[2], q[3]};
+  if (params.unit_quats)
+    out.quat = normalized(out.quat, out.inverse_norm);
   out.rotation = rotation_matrix(out.quat);
   out.root = covariance_root(out.rotation, out.scale);
   return out;
+}
+
+// VJP of load_shape's rotation with respect to the quaternion as it was given.
+DDPO3D_HD Quat<double> quat_vjp(const RasterizeParams &params, const GaussianShape &shape,
+                                const Mat3<double> &v_rotation) {
+  return params.unit_quats ? rotation_matrix_vjp(shape.quat, shape.inverse_norm, v_rotation)
+                           : rotation_matrix_vjp(shape.quat, v_rotation);
 }
 
 DDPO3D_HD bool all_finite(const float *values, int64_t count) {
@@ -134,7 +144,30 @@ DDPO3D_HD bool is_usable(const RasterizeParams &params, int64_t n) {
   const bool color = all_finite(params.colors + params.color_stride * n, colors_used(params));
   return mean && rotation && color && is_usable_scale(params, s.x) && is_usable_scale(params, s.y) &&
          is_usable_scale(params, s.z) && is_usable_opacity(params, params.opacities[n]) &&
-         (q.w != 0 || q.x != 0 || q.y != 0 || q.z != 0);
+         (q.w != 0 || q.x != 0 || q.y != 0 || q.z != 0 || !params.unit_quats);
+}
+
+// Where a camera's spherical harmonics are seen from.
+DDPO3D_HD Vec3<double> view_position(const RasterizeParams &params, const Camera<double> &camera, int64_t c) {
+  if (!params.positions)
+    return camera_position(camera);
+  const float *p = params.positions + 3 * c;
+  return {p[0], p[1], p[2]};
+}
+
+// Where the mean lies on the image, for Gaussian and camera `index` in [C, N].
+DDPO3D_HD Vec2<double> image_mean(const RasterizeParams &params, int64_t index,
+                                  const Vec2<double> &projected) {
+  Vec2<double> mean = projected;
+  if (params.means2d)
+    mean = {params.means2d[2 * index], params.means2d[2 * index + 1]};
+  if (params.means2d_offsets)
+    mean = {mean.x + params.means2d_offsets[2 * index], mean.y + params.means2d_offsets[2 * index + 1]};
+  return mean;
+}
+
+DDPO3D_HD Dilation<double> load_dilation(const RasterizeParams &params) {
+  return {params.eps2d, params.antialiased, params.factor_min};
 }
 
 struct ViewedGaussian {
@@ -147,19 +180,69 @@ DDPO3D_HD ViewedGaussian view_gaussian(const RasterizeParams &params, const Came
   ViewedGaussian out;
   out.projection = project(camera, shape.mean, shape.root);
   const Projection<double> &p = out.projection;
-  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, load_opacity(params, n), params.antialiased);
+  out.footprint = footprint(p.xx, p.xy, p.yy, p.det, load_opacity(params, n), load_dilation(params));
   return out;
+}
+
+// The footprint where the covariance on the image was given.
+DDPO3D_HD Footprint<double> given_footprint(const RasterizeParams &params, int64_t index, int64_t n) {
+  const float *covariance = params.covariances2d + 3 * index;
+  const double xx = covariance[0], xy = covariance[1], yy = covariance[2];
+  return footprint(xx, xy, yy, xx * yy - xy * xy, load_opacity(params, n), load_dilation(params));
+}
+
+// Whether its numbers mean something, and it lies between the planes.
+DDPO3D_HD bool is_given(const RasterizeParams &params, int64_t index, int64_t n) {
+  const float *covariance = params.covariances2d + 3 * index;
+  const double z = params.depths[index];
+  return z > params.near && z < params.far && all_finite(covariance, 3) &&
+         all_finite(params.colors + params.color_stride * n, 3) &&
+         is_usable_opacity(params, params.opacities[n]) && covariance[0] + params.eps2d > 0 &&
+         covariance[2] + params.eps2d > 0;
 }
 
 // Whether the footprint at (x, y) can be drawn: above the cut somewhere, and without an overflow.
 DDPO3D_HD bool is_drawable(const Footprint<double> &f, double x, double y) {
   return f.reach > 0 && is_finite(x) && is_finite(y) && is_finite(f.dilated_det) && is_finite(f.xx) &&
-         is_finite(f.yy);
+         is_finite(f.yy) && f.dilated_det > 0;
+}
+
+DDPO3D_HD int32_t whole_pixels(double radius) {
+  radius = std::ceil(radius);
+  return int32_t(radius < 1073741824.0 ? radius : 1073741824.0); // never more, nor NaN
 }
 
 DDPO3D_HD int32_t screen_radius(const Footprint<double> &f) {
-  const double radius = std::ceil(std::sqrt(f.reach * (f.xx > f.yy ? f.xx : f.yy)));
-  return int32_t(radius < 1073741824.0 ? radius : 1073741824.0);
+  return whole_pixels(std::sqrt(f.reach * (f.xx > f.yy ? f.xx : f.yy)));
+}
+
+// Half the side of the square that params.sigmas draws, 0 where it touches no tile of the image; whatever the
+// opacity. Source: 3D Gaussian Splatting (Kerbl et al. 2023), appendix C; the longer axis is at least
+// √0.1 px longer than the mean of both.
+DDPO3D_HD int32_t square_radius(const RasterizeParams &params, const Footprint<double> &f, double x,
+                                double y) {
+  const double middle = 0.5 * (f.xx + f.yy), rest = middle * middle - f.dilated_det;
+  const double longer = middle + std::sqrt(rest > 0.1 ? rest : 0.1);
+  if (!(is_finite(x) && is_finite(y) && is_finite(longer)))
+    return 0;
+  const int32_t radius = whole_pixels(params.sigmas * std::sqrt(longer));
+  const Range columns = within_square({0, int32_t(params.width) - 1}, x, radius);
+  const Range rows = within_square({0, int32_t(params.height) - 1}, y, radius);
+  return is_empty(columns) || is_empty(rows) ? 0 : radius;
+}
+
+struct BoxRadii {
+  int32_t x, y; // pixels
+};
+
+// Half the sides of what can be drawn's bounding box; none where it does not touch the image, or where both
+// are no longer than params.radius_clip. Source: StopThePop (Radl et al. 2024), section B.2.
+DDPO3D_HD BoxRadii box_radii(const RasterizeParams &params, const Footprint<double> &f, double x, double y) {
+  const BoxRadii radii = {whole_pixels(std::sqrt(f.reach * f.xx)), whole_pixels(std::sqrt(f.reach * f.yy))};
+  const bool outside =
+      x + radii.x <= 0 || x - radii.x >= params.width || y + radii.y <= 0 || y - radii.y >= params.height;
+  const bool clipped = radii.x <= params.radius_clip && radii.y <= params.radius_clip;
+  return outside || clipped ? BoxRadii{0, 0} : radii;
 }
 
 // The colour that a camera sees: plain, or spherical harmonics in the direction of `offset` (mean minus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpo3d_fast.files import atomic_path
+from ddpo3d_fast.files import write_bytes
 
 
 def to_uint8(views: Tensor) -> Tensor:
@@ -37,11 +38,16 @@ def write_png(path: str | Path, image: Tensor) -> None:
         ValueError: another shape.
         InputError: the file cannot be written.
     """
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """One image as the content of a png file; arguments, and ValueError, as in `write_png`."""
     if image.dim() != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
         raise ValueError(f"image: expected shape (H, W, 3 or 4), got {tuple(image.shape)}")
-    picture = Image.fromarray(np.ascontiguousarray(to_uint8(image).cpu().numpy()))
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="png")
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(to_uint8(image).cpu().numpy())).save(file, format="png")
+    return file.getvalue()
 
 
 def write_stills(folder: str | Path, views: Iterable[Tensor]) -> list[Path]:

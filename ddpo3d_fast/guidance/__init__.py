@@ -6,6 +6,7 @@ from ddpo3d_fast.guidance.objectives import OBJECTIVES
 from ddpo3d_fast.guidance.regularizers import AlphaPenalty, alpha_penalty
 from ddpo3d_fast.guidance.reward_guide import RewardGuide, reward_guide
 from ddpo3d_fast.guidance.scene_policy import ScenePolicy
+from ddpo3d_fast.guidance.view_policy import ViewPolicy
 
 __all__ = [
     "OBJECTIVES",
@@ -16,6 +17,7 @@ __all__ = [
     "ScenePolicy",
     "ScoreDistillation",
     "Seen",
+    "ViewPolicy",
     "alpha_penalty",
     "reward_guide",
 ]

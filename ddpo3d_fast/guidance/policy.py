@@ -26,9 +26,10 @@ def policy_schedule(timestep: Tensor, max_timestep: float) -> Tensor:
     return ((max_timestep - timestep) / RAMP).clamp(0.0, 1.0)
 
 
-def is_due(step: Step, every: int) -> bool:
-    """Whether the policy asks the reward in a step: in the first, and in every so many from there."""
-    return (step.number - 1) % every == 0
+def is_due(step: Step, every: int, updates: int = 1) -> bool:
+    """Whether the policy acts in a step: in the first, and in every so many from there. Where a batch of
+    actions serves several updates, it is batches that count, and it acts in all steps of one."""
+    return (step.number - 1) // updates % every == 0
 
 
 def group_spread(rewards: Tensor) -> Tensor:
@@ -46,6 +47,16 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return ((rewards - rewards.mean(dim=1, keepdim=True)) / (spread + _TINY)).clamp(
         -ADVANTAGE_CLIP, ADVANTAGE_CLIP
     )
+
+
+def pair_advantages(rewards: Tensor) -> Tensor:
+    """Advantages [K] of the first of each pair of rewards [K, 2] of opposite actions.
+
+    Half their difference, which is what the first has above the pair's mean, in units of its root mean
+    square over the pairs, clipped to 5. The second has the opposite.
+    """
+    above = (rewards[:, 0] - rewards[:, 1]) / 2
+    return (above / (above.square().mean().sqrt() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
 
 
 def ranked_advantages(rewards: Tensor) -> Tensor:
@@ -82,6 +93,22 @@ class RunningBaseline:
         advantages = ((rewards - mean) / (spread + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
         self.window.copy_(torch.cat([self.window, rewards.flatten().float()])[-WINDOW:])
         return torch.where(count >= MIN_WINDOW, advantages, torch.zeros_like(advantages))
+
+
+def importance(drawn: Tensor, now: Tensor) -> Tensor:
+    """[V, K] ratios of an action's density under the policy as it is now to that when it was drawn.
+
+    Of its standardised coefficients [V, K, ...] under either, of one deviation. log pi is -c^2 / 2 but for
+    constants, and its mean over dimensions is taken, not its sum, as DDPO's code does.
+    """
+    return ((drawn - now) * (drawn + now)).flatten(2).mean(2).mul(0.5).exp()
+
+
+def clipped_weights(advantages: Tensor, ratios: Tensor, clip: float) -> Tensor:
+    """[V, K], what multiplies grad log pi in the gradient of PPO's objective (arXiv 1707.06347, eq. 7),
+    min(ratio A, clip(ratio, 1 - clip, 1 + clip) A): ratio A, and 0 where the clip binds."""
+    beyond = torch.where(advantages > 0, ratios - 1, 1 - ratios) > clip
+    return torch.where(beyond, torch.zeros_like(ratios), ratios * advantages)
 
 
 def shuffled(advantages: Tensor, lots: Tensor) -> Tensor:

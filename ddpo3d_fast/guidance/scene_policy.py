@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
-from ddpo3d_fast.guidance.policy import ADVANTAGE_CLIP, is_due, shuffled
+from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
+from ddpo3d_fast.guidance.scaling import DECAY, NONE, beyond_chance, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
@@ -24,11 +25,7 @@ BANDS = (1.5, 6.0, 24.0)
 WAVES = 4  # a band
 FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
-DECAY = 0.9  # of the mean over steps
-DEVIATIONS = 3.0  # that the square of what is chance alone may be above its mean
 NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
-_TINY = 1e-6
-_NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
 
 
 class ScenePolicy(Guidance):
@@ -74,7 +71,7 @@ class ScenePolicy(Guidance):
         metrics = self._estimate(seen.scene, phi, seen.inputs) if seen.variant else {}
         known = self.mean * signal(self.mean, self.variance, self.bands)
         per_row = seen.scene.present.sum().clamp_min(1).sqrt()
-        pull = phi @ known / ((phi @ self.mean).norm() / per_row + _NONE)
+        pull = phi @ known / ((phi @ self.mean).norm() / per_row + NONE)
         return Gradient(
             scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
         )
@@ -112,26 +109,6 @@ def fields(positions: Tensor, waves: Tensor) -> Tensor:
     return every / math.sqrt(1 + waves.shape[1])
 
 
-def pair_advantages(rewards: Tensor) -> Tensor:
-    """Advantages [K] of the first of each pair of rewards [K, 2] of opposite actions.
-
-    Half their difference, which is what the first has above the pair's mean, in units of its root mean
-    square over the pairs, clipped to 5. The second has the opposite.
-    """
-    above = (rewards[:, 0] - rewards[:, 1]) / 2
-    return (above / (above.square().mean().sqrt() + _TINY)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
-
-
-def score_function_gradient(advantages: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the expected advantage with respect to the mean of a standard normal policy, and its
-    variance, both [...], from advantages [K] of actions [K, ...].
-
-    At mean 0 grad log pi(c) = c, so it is the mean of A_k c_k; the variance is that mean's own.
-    """
-    terms = advantages.view(-1, *[1] * (actions.dim() - 1)) * actions
-    return terms.mean(0), terms.var(0) / len(terms)
-
-
 def bands(device: torch.device | str = "cpu") -> Tensor:
     """[F, B] 1 where a field is of a band, else 0."""
     return torch.nn.functional.one_hot(torch.tensor(BAND_OF)).float().to(device)
@@ -139,12 +116,7 @@ def bands(device: torch.device | str = "cpu") -> Tensor:
 
 def signal(mean: Tensor, variance: Tensor, inside: Tensor) -> Tensor:
     """[F, C] what of an estimate [F, C] of this variance is no chance, 0 to 1, the same for the fields of a
-    band in a channel; `inside` [F, B] are the bands.
-
-    The positive part of 1 - chance variance / square (James and Stein 1961), with sums over the band, so that
-    a channel gets nothing in a band in which the reward says nothing of it. `chance` is 1 and DEVIATIONS
-    deviations of the square of so many fields of chance, relative to its mean.
-    """
-    chance = 1 + DEVIATIONS * (2 / inside.sum(0)).sqrt()
-    square, expected = inside.T @ mean.square(), chance[:, None] * (inside.T @ variance)
-    return inside @ ((square - expected).clamp_min(0) / (square + _NONE))
+    band in a channel, so that a channel gets nothing in a band in which the reward says nothing of it.
+    `inside` are the `bands`."""
+    square, chance = inside.T @ mean.square(), inside.T @ variance
+    return inside @ beyond_chance(square, chance, inside.sum(0)[:, None])

@@ -6,17 +6,19 @@ Needs torch, numpy and the extension only.
 from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
+from .density import gaussian_density
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .features import rasterize_features
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
+from .rasterize import rasterize
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
-    rasterize,
     rasterize_backward,
     rasterize_forward,
 )
+from .triangles import TriangleHits, rasterize_triangles, sample_texture, sample_texture_backward
 
 __all__ = [
     "AdamGroup",
@@ -25,12 +27,14 @@ __all__ = [
     "RasterizeState",
     "TileCapacity",
     "TooManyEntries",
+    "TriangleHits",
     "adam",
     "adam_groups",
     "add_noise",
     "build_info",
     "csd_mixture",
     "denoise_action",
+    "gaussian_density",
     "get_num_threads",
     "guidance_rescale",
     "mixed_residual",
@@ -40,6 +44,9 @@ __all__ = [
     "rasterize_backward",
     "rasterize_features",
     "rasterize_forward",
+    "rasterize_triangles",
+    "sample_texture",
+    "sample_texture_backward",
     "score_residual",
     "set_num_threads",
 ]

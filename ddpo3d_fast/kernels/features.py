@@ -59,6 +59,6 @@ def rasterize_features(
             radii=means.new_empty(cameras, len(means), dtype=torch.int32),
         )
         params = state.params.with_colors(colors=address(colors))
-        _forward_cuda(library, params, view, MAX_ENTRIES, capacity)
+        _forward_cuda(library, params, view, None, MAX_ENTRIES, capacity)
         images.append(view.rgb[..., : three.shape[1]].permute(0, 3, 1, 2))
     return torch.cat(images, 1)

@@ -1,4 +1,4 @@
-"""The Gaussian rasterizer as a torch function, and as a forward and a backward without autograd."""
+"""The Gaussian rasterizer as a forward and a backward pass without autograd (rasterize.py has it with)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _backend
 from ._backend import address, checked, integer, number
 from ._entries import DEFAULT_MAX_ENTRIES, TileCapacity, TooManyEntries, entry_limit
+from ._rules import OURS, Given, Rules
 
 MAX_SIDE = 32768  # pixels
 
@@ -51,7 +51,7 @@ class RasterizeState(NamedTuple):
 
     params: Any  # RasterizeParams of the extension: addresses of the tensors below
     native: Any  # CPU: RasterizeState of the extension, tile lists and per-pixel results; CUDA: CudaPass
-    # means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets
+    # means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets, given
     inputs: tuple[Any, ...]
     image_shape: tuple[int, int, int]  # C, H, W
 
@@ -88,16 +88,22 @@ def rasterize_forward(
     activated: bool = True,
     max_entries: int | None = None,
     capacity: TileCapacity | None = None,
+    rules: Rules = OURS,
+    given: Given | None = None,
+    box_radii: Tensor | None = None,  # [C, N, 2] int32
 ) -> tuple[Rasterization, RasterizeState]:
     """`rasterize` without autograd: the views, and what `rasterize_backward` needs.
 
-    Arguments, results and errors as there, and two more:
+    Arguments, results and errors as there, and more:
         activated: False: scales are logarithms of the standard deviations and opacities logits, as an
             optimiser has them; the backward pass then gives the gradients of these. Infinite ones are their
             limits, with gradients of 0: a logit of inf is opaque, one of -inf transparent, a logarithm of
             -inf is no thickness. A logarithm of inf is no size: that Gaussian counts as absent.
         capacity: for CUDA loops that must not wait for the device. There it is the limit, and `max_entries`
             has no effect.
+        rules: the conventions of another rasterizer (`ddpo3d_fast.compat` has them).
+        given: numbers that take the place of projected ones; gradients end there.
+        box_radii: where half the sides of the Gaussians' bounding boxes go, pixels, 0 off the image.
 
     A Gaussian of opacity 0 (a logit below -104) is left out before anything else of it is read: rows that
     only fill up the arrays, so that their size stays, cost next to nothing and have gradients of exactly 0,
@@ -132,6 +138,7 @@ def rasterize_forward(
         backgrounds = checked("backgrounds", backgrounds, (cameras, 3), means)
     if means2d_offsets is not None:
         means2d_offsets = checked("means2d_offsets", means2d_offsets, (cameras, count, 2), means)
+    given = Given() if given is None else given.checked(cameras, count, means)
     near, far = number("near", near), number("far", far)
     limit = DEFAULT_MAX_ENTRIES if max_entries is None else entry_limit("max_entries", max_entries)
     for name, flag in (("antialiased", antialiased), ("activated", activated)):
@@ -140,8 +147,7 @@ def rasterize_forward(
     if not 0 < near < far:
         raise ValueError(f"near, far: expected 0 < near < far, got near {near} and far {far}")
 
-    library = _backend.backend(means.device)
-    params = library.RasterizeParams(
+    params = _backend.backend(means.device).RasterizeParams(
         num_gaussians=count,
         num_cameras=cameras,
         width=width,
@@ -161,6 +167,10 @@ def rasterize_forward(
         intrinsics=address(intrinsics),
         backgrounds=address(backgrounds),
         means2d_offsets=address(means2d_offsets),
+        **rules._asdict(),
+        **given.addresses(),
+        covariances2d=0,
+        depths=0,
     )
     out = Rasterization(
         rgb=means.new_empty(cameras, height, width, 3),
@@ -168,21 +178,35 @@ def rasterize_forward(
         depth=means.new_empty(cameras, height, width),
         radii=means.new_empty(cameras, count, dtype=torch.int32),
     )
-    native: Any
-    if cuda:
-        native = _forward_cuda(library, params, out, limit, capacity)
-    else:
-        native = library.RasterizeState()
-        addresses = {name: address(tensor) for name, tensor in out._asdict().items()}
-        needed = library.rasterize_forward_cpu(params, native, **addresses, max_entries=limit)
-        if needed > limit:
-            raise TooManyEntries(needed, limit, library.rasterize_entries_bytes_cpu(needed))
+    native = run_forward(params, out, box_radii, limit, capacity)
     inputs = (means, quats, scales, opacities, colors, viewmats, intrinsics, backgrounds, means2d_offsets)
-    return out, RasterizeState(params, native, inputs, (cameras, height, width))
+    return out, RasterizeState(params, native, (*inputs, given), (cameras, height, width))
+
+
+def run_forward(
+    params: Any, out: Rasterization, box_radii: Tensor | None, limit: int, capacity: TileCapacity | None
+) -> Any:
+    """Fills `out`, and returns what the backward pass needs beside the params (`RasterizeState.native`)."""
+    library = _backend.backend(out.rgb.device)
+    if _backend.uses_cuda(out.rgb.device):
+        return _forward_cuda(library, params, out, box_radii, limit, capacity)
+    native = library.RasterizeState()
+    addresses = {name: address(tensor) for name, tensor in out._asdict().items()}
+    needed = library.rasterize_forward_cpu(
+        params, native, **addresses, box_radii=address(box_radii), max_entries=limit
+    )
+    if needed > limit:
+        raise TooManyEntries(needed, limit, library.rasterize_entries_bytes_cpu(needed))
+    return native
 
 
 def _forward_cuda(
-    library: Any, params: Any, out: Rasterization, limit: int, capacity: TileCapacity | None
+    library: Any,
+    params: Any,
+    out: Rasterization,
+    box_radii: Tensor | None,
+    limit: int,
+    capacity: TileCapacity | None,
 ) -> CudaPass:
     device = out.rgb.device
     if capacity is None:  # waited for below, so it may die with this call
@@ -199,7 +223,12 @@ def _forward_cuda(
     with _backend.on(device):
         stream = _backend.stream(device)
         library.rasterize_project_cuda(
-            params, memory(None, 0), radii=address(out.radii), needed=address(needed), stream=stream
+            params,
+            memory(None, 0),
+            radii=address(out.radii),
+            box_radii=address(box_radii),
+            needed=address(needed),
+            stream=stream,
         )
         if capacity is None:
             _backend.wait(device)
@@ -226,6 +255,7 @@ def rasterize_backward(
     *,
     opacity_penalty: float = 0.0,
     of_cameras: bool = True,
+    means2d_abs: Tensor | None = None,  # [C, N, 2]
 ) -> RasterizeGradients:
     """The vector-Jacobian product of the `rasterize_forward` that returned `state`; may be called repeatedly.
 
@@ -234,21 +264,15 @@ def rasterize_backward(
         opacity_penalty: weight in the loss of the sum of all opacities, after activation, as in 3DGS-MCMC
             (arXiv 2404.09591).
         of_cameras: whether the gradients of viewmats and backgrounds are wanted.
+        means2d_abs: where the sums over the pixels of the absolute value of what each gives to the gradient
+            of means2d go; AbsGS (Ye et al. 2024) splits by them.
 
     Raises:
         TypeError, ValueError: a gradient's dtype, shape or device is not that of the output.
     """
     if not isinstance(state, RasterizeState):
         raise TypeError(f"state: expected what rasterize_forward returned, got {type(state).__name__}")
-    shape = state.image_shape
-    means, quats, scales, opacities, colors, viewmats, _, backgrounds, _ = state.inputs
-    if grad_rgb is not None:
-        grad_rgb = checked("grad_rgb", grad_rgb, (*shape, 3), means)
-    if grad_alpha is not None:
-        grad_alpha = checked("grad_alpha", grad_alpha, shape, means)
-    if grad_depth is not None:
-        grad_depth = checked("grad_depth", grad_depth, shape, means)
-
+    means, quats, scales, opacities, colors, viewmats, _, backgrounds, *_ = state.inputs
     gradients = RasterizeGradients(
         means=torch.empty_like(means),
         quats=torch.empty_like(quats),
@@ -260,140 +284,45 @@ def rasterize_backward(
         means2d=means.new_empty(viewmats.shape[0], means.shape[0], 2),
     )
     addresses = {name: address(tensor) for name, tensor in gradients._asdict().items()}
+    addresses |= {"means2d_abs": address(means2d_abs), "covariances2d": 0, "depths": 0}
+    run_backward(state, grad_rgb, grad_alpha, grad_depth, opacity_penalty, addresses, means)
+    return gradients
+
+
+def run_backward(
+    state: RasterizeState,
+    grad_rgb: Tensor | None,
+    grad_alpha: Tensor | None,
+    grad_depth: Tensor | None,
+    opacity_penalty: float,
+    addresses: dict[str, int],
+    like: Tensor,
+) -> None:
+    """Fills the gradients at `addresses`. `like` has the device that all are on."""
+    shape = state.image_shape
+    if grad_rgb is not None:
+        grad_rgb = checked("grad_rgb", grad_rgb, (*shape, 3), like)
+    if grad_alpha is not None:
+        grad_alpha = checked("grad_alpha", grad_alpha, shape, like)
+    if grad_depth is not None:
+        grad_depth = checked("grad_depth", grad_depth, shape, like)
     upstream: dict[str, Any] = {
         "opacity_penalty": float(opacity_penalty),
         "grad_rgb": address(grad_rgb),
         "grad_alpha": address(grad_alpha),
         "grad_depth": address(grad_depth),
     }
-    library = _backend.backend(means.device)
+    library = _backend.backend(like.device)
     if not isinstance(state.native, CudaPass):
         library.rasterize_backward_cpu(state.params, state.native, **upstream, **addresses)
-        return gradients
-    scratch = torch.empty(state.native.scratch_bytes, dtype=torch.uint8, device=means.device)
-    with _backend.on(means.device):
+        return
+    scratch = torch.empty(state.native.scratch_bytes, dtype=torch.uint8, device=like.device)
+    with _backend.on(like.device):
         library.rasterize_backward_cuda(
             state.params,
             state.native.memory,
             **upstream,
             **addresses,
             scratch=address(scratch),
-            stream=_backend.stream(means.device),
+            stream=_backend.stream(like.device),
         )
-    return gradients
-
-
-class _Rasterize(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        means: Tensor,
-        quats: Tensor,
-        scales: Tensor,
-        opacities: Tensor,
-        colors: Tensor,
-        backgrounds: Tensor | None,
-        viewmats: Tensor,
-        means2d_offsets: Tensor | None,
-        settings: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
-        out, state = rasterize_forward(
-            means,
-            quats,
-            scales,
-            opacities,
-            colors,
-            viewmats,
-            backgrounds=backgrounds,
-            means2d_offsets=means2d_offsets,
-            **settings,
-        )
-        # Saved through autograd, so that a change in place before the backward pass is noticed.
-        ctx.save_for_backward(*state.inputs)
-        ctx.state = state._replace(inputs=())
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(out.radii)
-        return tuple(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_rgb: Tensor | None, grad_alpha: Tensor | None, grad_depth: Tensor | None, _: None
-    ) -> tuple[Tensor | None, ...]:
-        state = ctx.state._replace(inputs=ctx.saved_tensors)
-        of_cameras = ctx.needs_input_grad[5] or ctx.needs_input_grad[6]  # backgrounds, viewmats
-        grad = rasterize_backward(state, grad_rgb, grad_alpha, grad_depth, of_cameras=of_cameras)
-        grads = (*grad[:5], grad.backgrounds, grad.viewmats, grad.means2d, None)
-        return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=True))
-
-
-def rasterize(
-    means: Tensor,  # [N, 3]
-    quats: Tensor,  # [N, 4]
-    scales: Tensor,  # [N, 3]
-    opacities: Tensor,  # [N]
-    colors: Tensor,  # [N, 3] or [N, K, 3]
-    viewmats: Tensor,  # [C, 4, 4]
-    intrinsics: Tensor,  # [C, 3, 3]
-    width: int,
-    height: int,
-    *,
-    sh_degree: int | None = None,
-    backgrounds: Tensor | None = None,  # [C, 3]
-    near: float = 0.01,
-    far: float = 1e10,
-    antialiased: bool = False,
-    means2d_offsets: Tensor | None = None,  # [C, N, 2]
-    max_entries: int | None = None,
-) -> Rasterization:
-    """Renders 3D Gaussians into C cameras (3D Gaussian Splatting, Kerbl et al. 2023), differentiably.
-
-    Differentiable from rgb, alpha and depth to means, quats, scales, opacities, colors, backgrounds, viewmats
-    and means2d_offsets. Same inputs, same bits, whatever the number of threads. A Gaussian with a number that
-    is not finite, or a quaternion of length zero, counts as absent and gets a zero gradient. All tensors are
-    float32.
-
-    Args:
-        means: centres in the world.
-        quats: rotations (w, x, y, z), of any length but zero.
-        scales: standard deviations along the rotated axes, after activation.
-        opacities: 0 to 1, after activation.
-        colors: colours, or with `sh_degree` the coefficients of real spherical harmonics, ordered and signed
-            as in 3D Gaussian Splatting: colour = max(SH + 0.5, 0), no gradient where clamped; bands above
-            `sh_degree` are not read. The camera's position is taken as -Rᵀt.
-        viewmats: world to camera, R orthonormal; x right, y down, z forward.
-        intrinsics: fx, fy, cx, cy in pixels; pixel centres lie at +0.5.
-        width, height: of the images, pixels; 0 gives empty images.
-        sh_degree: 0 to 3, or None for plain colours.
-        backgrounds: colours behind everything; black if None.
-        near, far: Gaussians whose camera z does not lie between them are left out.
-        antialiased: scale opacities by √(det Σ / det Σ_dilated) (Mip-Splatting, Yu et al. 2024).
-        means2d_offsets: pixels added to the projected means. Pass zeros that require a gradient, and after
-            the backward pass their `.grad` is the screen-space gradient that densification asks for.
-        max_entries: how many pairs of a tile of 16 pixels a side and a Gaussian that it may touch all views
-            together may make, up to 2^32 - 1. A pair takes up to 28 bytes on the CPU and 32 on CUDA, and in
-            the backward pass 40 or 48 more. None: 2^27, which is 4 GB and 6 GB more. They are counted before
-            that memory is taken.
-
-    Returns:
-        Rasterization: rgb [C, H, W, 3], alpha [C, H, W], depth [C, H, W], radii [C, N] int32.
-
-    Raises:
-        TypeError: an argument is no tensor or of another dtype.
-        ValueError: a shape, device, size, focal length, sh_degree, near or far does not fit.
-        TooManyEntries: a ValueError; the Gaussians are too large for so many or such large images.
-    """
-    settings = {
-        "intrinsics": intrinsics,
-        "width": width,
-        "height": height,
-        "sh_degree": sh_degree,
-        "near": near,
-        "far": far,
-        "antialiased": antialiased,
-        "max_entries": max_entries,
-    }
-    out = _Rasterize.apply(
-        means, quats, scales, opacities, colors, backgrounds, viewmats, means2d_offsets, settings
-    )
-    return Rasterization(*out)

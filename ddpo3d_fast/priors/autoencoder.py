@@ -26,6 +26,8 @@ class AutoencoderCodec:
     else), minus the shift, times the scaling factor: a sample would add noise of its own to the gradient.
     """
 
+    patch = 1
+
     def __init__(
         self,
         folder: Path,

@@ -22,6 +22,7 @@ class Codec(Protocol):
     """Between pictures [V, 3, H, W] in [0, 1] and latents [V, C, h, w], float32, on the prior's device."""
 
     runtimes: dict[str, str]  # for people: by its networks that have been made, what runs them
+    patch: int  # side of the squares of pixels whose values lie in the channels of one place of the latents
 
     def prepare(self, decodes: bool) -> None:
         """Makes now what would be made at the first call of the rest, of `decode` if it will be called."""

@@ -1,5 +1,7 @@
-"""The scene: Gaussians, cameras, the first cloud and its densification. Knows nothing of diffusion."""
+"""The scene: Gaussians or a texture, cameras, the first cloud and its densification. Knows nothing of
+diffusion."""
 
+from ddpo3d_fast.scene.base import Representation, Verdict
 from ddpo3d_fast.scene.cameras import Cameras, look_at_origin, orbit, sample_cameras
 from ddpo3d_fast.scene.clean import clean, prune
 from ddpo3d_fast.scene.densification import Densification, ScreenGradients
@@ -9,6 +11,7 @@ from ddpo3d_fast.scene.hull import outside_hull, unsupported
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.relocation import Relocation
 from ddpo3d_fast.scene.splats import Splats
+from ddpo3d_fast.scene.textured import Shape, Textured
 from ddpo3d_fast.scene.units import CHANNELS, moved_channels
 from ddpo3d_fast.scene.view_batches import View, render_each
 
@@ -20,8 +23,12 @@ __all__ = [
     "Gaussians",
     "LearningRates",
     "Relocation",
+    "Representation",
     "ScreenGradients",
+    "Shape",
     "Splats",
+    "Textured",
+    "Verdict",
     "View",
     "Views",
     "clean",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ddpo3d_fast.kernels import TileCapacity
+from ddpo3d_fast.scene.base import Verdict
 from ddpo3d_fast.scene.cameras import Cameras
 from ddpo3d_fast.scene.densification import Densification, ScreenGradients
 from ddpo3d_fast.scene.gaussians import Gaussians, LearningRates, Views
@@ -16,13 +17,11 @@ from ddpo3d_fast.scene.hull import outside_hull
 from ddpo3d_fast.scene.initialise import initial_ball, initial_cloud
 from ddpo3d_fast.scene.moved import Moved
 from ddpo3d_fast.scene.relocation import Relocation
+from ddpo3d_fast.scene.units import moved_channels
 from ddpo3d_fast.settings import Scene
 from ddpo3d_fast.step import Step, Tensors
 
 FIRST_CAPACITY = 1 << 18  # pairs of a tile and a Gaussian to make room for on a GPU, 8 MiB; grows as needed
-
-Verdict = Literal["kept", "changed", "again"]
-"""Of a step: graphs stay valid; they are to be captured anew; they are, and the step is to be repeated"""
 
 
 class Strategy(Protocol):
@@ -76,6 +75,13 @@ class Splats:
             # the memory's rows might then have another order.
             gaussians.reserve(rows)
         self.screen = ScreenGradients(gaussians.rows, gaussians.device)
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
+
+    def moved_channels(self, moves: str) -> Tensor:
+        """[C] 1 for the channels that --policy-moves names, 0 for the others."""
+        return moved_channels(moves)
 
     def inputs(self, step: Step) -> Tensors:
         """What `update` reads of a step, on the CPU."""

@@ -3,7 +3,7 @@
 from ddpo3d_fast.settings.check import check_values
 from ddpo3d_fast.settings.config import Config, Distillation, Preset, Range, Reward, Scene, Schedule
 from ddpo3d_fast.settings.plain import Changes, changed, parse_values, to_dict
-from ddpo3d_fast.settings.words import absolute_adapter, adapter, flag
+from ddpo3d_fast.settings.words import absolute_adapter, adapter, flag, renamed
 
 __all__ = [
     "Changes",
@@ -20,5 +20,6 @@ __all__ = [
     "check_values",
     "flag",
     "parse_values",
+    "renamed",
     "to_dict",
 ]

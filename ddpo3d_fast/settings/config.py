@@ -27,8 +27,9 @@ class Schedule:
     views: Annotated[int, Range(1, 64)] = 4
     """cameras per step, spread around the object"""
     noises: Annotated[int, Range(0, 64)] = 0
-    """forward noises per view, or random DDIM steps with --policy ddim: the actions that the policy compares;
-    the UNet sees --views x --noises of them per step; 0 takes two where the policy compares them, else one"""
+    """forward noises per view, or random DDIM steps with --policy latent: the actions that the policy
+    compares; the UNet sees --views x --noises of them per step; 0 takes two where the policy compares them,
+    else one"""
     max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.98
     """timestep where annealing starts, as a fraction of the training timesteps"""
     min_timestep: Annotated[float, Range(0.0, 1.0)] = 0.02
@@ -160,15 +161,34 @@ class Reward:
     """weight of the policy gradient; 0 turns it off"""
     guide_weight: Annotated[float, Range(0.0, 1e3)] = 0.1
     """size of the reward's own gradient relative to the distillation's; 0 turns it off"""
-    policy: Literal["noise", "ddim", "scene"] = "noise"
-    """action of the policy: the forward noise; the latents after one stochastic DDIM step; or a change of the
-    scene itself, for which the reward is asked most and the prior not at all"""
+    policy: Literal["noise", "latent", "view", "scene"] = "noise"
+    """action of the policy: the forward noise; the latents after one stochastic DDIM step; a smooth change of
+    the rendered view; or a change of the scene itself. For the last two the reward is asked most and the
+    prior not at all"""
     policy_pairs: Annotated[int, Range(2, 1024)] = 32
-    """pairs of opposite changes of the scene that --policy scene compares in a step, two pictures each for
-    the reward, of the step's views in turn"""
+    """pairs of opposite changes of view or scene that --policy view and scene compare in a step, two pictures
+    each for the reward, of the step's views in turn"""
     policy_moves: Literal["colors", "all"] = "colors"
-    """what of the scene --policy scene changes: colours, which takes no rendering a picture and leaves shapes
+    """changes of --policy scene: of colours, which takes no rendering a picture and leaves shapes
     to the prior; or opacities, scales and positions too"""
+    policy_exploration: Literal["white", "lowpass"] = "lowpass"
+    """noise of the actions of --policy latent: white, or low-pass"""
+    policy_grid: Annotated[int, Range(1, 64)] = 2
+    """points a side of the coarse grid of low-pass noise, for --policy latent and view"""
+    policy_sigma: Annotated[float, Range(1e-3, 1.0)] = 0.1
+    """standard deviation of the changes of --policy view, in units of the brightest value of a pixel"""
+    policy_ddim_steps: Annotated[int, Range(1, 100)] = 1
+    """network evaluations that lead from an action of --policy latent to the clean guess that is scored, DDIM
+    steps between them"""
+    policy_estimator: Literal["reinforce", "ppo"] = "reinforce"
+    """gradient of --policy latent: `reinforce`, one update of a batch of actions (DDPO_SF); `ppo`, several,
+    with importance ratios that are clipped (DDPO_IS)"""
+    policy_updates: Annotated[int, Range(2, 100)] = 4
+    """steps that one batch of actions serves with --policy-estimator ppo, all with its cameras, timesteps and
+    noises"""
+    policy_clip: Annotated[float, Range(0.0, 10.0)] = 1e-4
+    """distance of an importance ratio from 1 at which --policy-estimator ppo clips it; the ratio is that of
+    mean log-probabilities over dimensions"""
     policy_every: Annotated[int, Range(1, 100_000)] = 1
     """steps from one in which the policy asks the reward to the next, for rewards that take long; the scene
     policy goes on with what it knows in between"""
@@ -184,8 +204,14 @@ class Reward:
     reward_guidance_scale: Annotated[float, Range(0.0, 1e3)] = 0.0
     """scale of classifier-free guidance for the clean guesses that are scored; 0 takes --guidance-scale"""
     policy_max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """timestep, as a fraction of the training timesteps, above which the noise and ddim policies are off;
-    they have their full weight from 0.2 below"""
+    """timestep, as a fraction of the training timesteps, above which the noise and latent policies are
+    off; they have their full weight from 0.2 below"""
+
+    @property
+    def updates(self) -> int:
+        """Steps that one batch of actions serves, which draw the same."""
+        several = self.policy == "latent" and self.policy_estimator == "ppo" and self.policy_weight > 0
+        return self.policy_updates if several else 1
 
 
 @dataclass(frozen=True)

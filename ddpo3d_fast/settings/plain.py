@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.settings.config import Config
+from ddpo3d_fast.settings.words import renamed
 
 Changes = dict[str, Any]  # values of Config's fields; of a part's fields, where the field is a part
 
@@ -68,5 +69,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a list, got {value!r}")
         return tuple(_value(options[0], item, where) for item in value)
     if value not in options:
-        raise InputError(f"{where}: expected one of {', '.join(map(str, options))}, got {value!r}")
+        expected = f"expected one of {', '.join(map(str, options))}"
+        raise InputError(f"{where}: {expected}, got {value!r}{renamed(value)}")
     return value

@@ -1,4 +1,4 @@
-"""How settings are spelt: flags, and a file with a scale behind it."""
+"""How settings are spelt: flags, a word that had another name, and a file with a scale behind it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from ddpo3d_fast.errors import InputError
 def flag(name: str) -> str:
     """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
+
+
+def renamed(word: object) -> str:
+    """What to add to a message about a wrong word: what that of an earlier version is called now."""
+    return ", which is latent now" if word == "ddim" else ""
 
 
 def adapter(text: str) -> tuple[str, float]:

@@ -15,6 +15,7 @@ from ddpo3d_fast.view.page import Page, markdown_text, table
 
 EVERY = 0.4  # seconds between two pictures, at least
 SHARE = 0.04  # of the time, at most, in which pictures are prepared
+_REMEMBERED = 50  # steps for which a number stays, where later ones have none
 _SHOWN = ("loss", "guide", "reward", "timestep", "gaussians")  # of a step, in this order
 
 
@@ -86,8 +87,9 @@ def _copy(gaussians: Gaussians) -> Gaussians:
 
 def _text(run: Run) -> str:
     """The prompt and the figures of the last step, in Markdown."""
-    row: dict[str, Any] = run.journal.rows[-1]
-    figures = {"step": f"{row['step']} of {row['steps']}"} | {
-        name: row[name] for name in _SHOWN if name in row
-    }
+    row: dict[str, Any] = {}
+    for each in run.journal.rows[-_REMEMBERED:]:
+        row |= each
+    figures = {"step": f"{row['step']} of {row['steps']}"}
+    figures |= {name: row[name] for name in _SHOWN if name in row}
     return f"**{markdown_text(run.config.prompt)}**\n\n{table(figures)}"

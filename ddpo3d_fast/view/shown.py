@@ -78,11 +78,14 @@ def _mesh(path: Path) -> Any:
     trimesh = extras.load("viewer", "trimesh", f"view {path}")
     try:
         scene = trimesh.load_scene(path)
-        low, high = np.asarray(scene.bounds, dtype=np.float64)
+        parts = [part for part in scene.geometry.values() if len(getattr(part, "faces", ()))]
+        whole = all(np.isfinite(part.vertices).all() for part in parts)
+        low, high = np.asarray(scene.bounds, dtype=np.float64) if parts else np.zeros((2, 3))
     except Exception as error:  # what trimesh raises for damaged files shares no base class
         raise InputError(f"path: {path} is no mesh that trimesh can read ({first_line(error)})") from error
-    if not all(np.isfinite([*low, *high])) or not len(scene.geometry):
-        raise InputError(f"path: expected a mesh, got {path}, which has no faces")
+    if not parts or not whole:
+        reason = "has vertices that are not finite" if parts else "has no faces"
+        raise InputError(f"path: expected a mesh, got {path}, which {reason}")
     least, most = OWN_BALL
     radius = float(np.linalg.norm(high - low)) / 2
     if radius < least or np.linalg.norm(np.maximum(abs(low), abs(high))) > most * 3**0.5:

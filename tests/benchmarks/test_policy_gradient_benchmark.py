@@ -73,7 +73,7 @@ def test_the_control_keeps_each_views_advantages_and_changes_their_order(benchma
         fields = {"prediction_type": "sample", "clip": (-1.0, 1.0), "alphas_cumprod": torch.ones(1000)}
         prior = SimpleNamespace(**fields, device="cpu")
         distill = ScoreDistillation(prior, None, None, config)
-        return distill._advantages(
+        return distill.judge.advantages(
             rewards, {"lots": torch.rand(6, 8, generator=torch.Generator().manual_seed(2))}
         )
 
@@ -108,10 +108,10 @@ def test_every_arm_has_the_same_unet_evaluations(benchmark: ModuleType, name: st
             fraction, low, high = step / schedule.steps, schedule.min_timestep, schedule.max_timestep
             timesteps = timestep_at(fraction, 1000, low, high, jitter)
             acts = bool((policy_schedule(timesteps / 1000, made.reward.policy_max_timestep) > 0).any())
-            further = made.reward.policy == "ddim" and made.reward.policy_weight > 0 and acts
+            further = made.reward.policy == "latent" and made.reward.policy_weight > 0 and acts
             count += schedule.views * (schedule.noises + further)
         assert count == pytest.approx(budget, rel=0.02), arm
-        assert made.reward.policy == "ddim" or count == budget
+        assert made.reward.policy == "latent" or count == budget
 
 
 def test_unet_calls_are_counted_as_noisy_latents(

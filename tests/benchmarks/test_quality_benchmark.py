@@ -150,7 +150,7 @@ def test_a_study_goes_on_where_it_was_left_and_leaves_its_page(
     assert made == ["guide"]
     assert rows[:1] == first
     assert [row["evaluations"] for row in rows] == [8, 8]
-    assert all(row["seconds"] > 0 for row in rows)
+    assert all(row["seconds"] > 0 and row["rewards"] == {"embedded": row["reward"]} for row in rows)
     once = page.read_text()
     assert "Of others." in once
     assert once.count("## Arms beside each other") == 1  # not one for each run

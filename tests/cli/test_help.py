@@ -21,6 +21,7 @@ from ddpo3d_fast.arguments import (
     EnginesList,
     Generate,
     Info,
+    Mesh,
     Render,
     View,
     generate_settings,
@@ -35,7 +36,9 @@ from .conftest import Command
 def test_without_a_command_the_help_names_every_command(command: Command) -> None:
     outcome = command()
     assert outcome.code == 0
-    assert all(f"\n  {name} " in outcome.out for name in ("generate", "batch", "render", "view", "info"))
+    assert all(
+        f"\n  {name} " in outcome.out for name in ("generate", "batch", "render", "mesh", "view", "info")
+    )
     assert outcome == command("--help")
 
 
@@ -43,7 +46,7 @@ def test_version(command: Command) -> None:
     assert command("--version").out == f"ddpo3d-fast {__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["generate", "batch", "render", "view", "info"])
+@pytest.mark.parametrize("name", ["generate", "batch", "render", "mesh", "view", "info"])
 def test_every_command_has_help_with_examples(command: Command, name: str) -> None:
     outcome = command(name, "--help")
     assert outcome.code == 0
@@ -102,6 +105,7 @@ COMMANDS = {
     "generate": Generate,
     "batch": Batch,
     "render": Render,
+    "mesh": Mesh,
     "view": View,
     "info": Info,
     "engines list": EnginesList,

@@ -19,7 +19,7 @@ MUSHROOM = "generate --prompt 'a red mushroom'"
 
 # command line -> what the message must say
 COMMAND_LINE = {
-    "generat": "generat: expected a command (generate, batch, render, view, info, engines); did you mean gen",
+    "generat": "generat: expected a command (generate, batch, render, mesh, view, info, engines); did you m",
     "--prompt 'a red mushroom'": "--prompt: expected a command",
     f"{MUSHROOM} --stepz 3": "--stepz: no such option of generate; did you mean --steps?",
     "render good.ply --sizes 3": "--sizes: no such option of render; did you mean --size?",
@@ -42,7 +42,9 @@ COMMAND_LINE = {
     f"{MUSHROOM} --quiet=yes": "--quiet: expected no value, got 'yes'",
     f"{MUSHROOM} --preset ultra": "--preset: expected one of draft, standard, high for the embedded",
     f"{MUSHROOM} --device tpu": "--device: expected one of auto, cpu, cuda, got 'tpu'",
-    f"{MUSHROOM} --policy ppo": "--policy: expected one of noise, ddim, scene, got 'ppo'",
+    f"{MUSHROOM} --policy ppo": "--policy: expected one of noise, latent, view, scene, got 'ppo'",
+    f"{MUSHROOM} --policy ddim": "--policy: expected one of noise, latent, view, scene, got 'ddim', which is "
+    "latent now",
     f"{MUSHROOM} --quiet --json": "--quiet: expected no --json beside it",
 }
 SETTINGS = {
@@ -56,6 +58,9 @@ SETTINGS = {
     f"{MUSHROOM} --means-rate nan": "--means-rate: expected a number from 0",
     f"{MUSHROOM} --min-timestep 0.9 --max-timestep 0.1": "--min-timestep: expected at most --max-timestep",
     f"{MUSHROOM} --noises 1": "--noises: expected at least 2",
+    f"{MUSHROOM} --policy view --policy-pairs 7": "--policy-pairs: expected at least 2 for each of the 4",
+    f"{MUSHROOM} --policy view --baseline running": "--baseline: expected group with --policy view, got",
+    f"{MUSHROOM} --policy-updates 1": "--policy-updates: expected a number from 2 to 100, got 1",
     f"{MUSHROOM} --render-scales 0": "--render-scales: expected one or more numbers from 0.1 to 16",
     f"{MUSHROOM} --device cuda": "--device: expected auto or cpu here, got cuda: torch",
     f"{MUSHROOM} --device cpu --runtime tensorrt": "--runtime: expected one that is to be had here, got",
@@ -77,7 +82,7 @@ PROMPTS_AND_REWARDS = {
     f"{MUSHROOM} --reward embedded=heavy": "--reward: expected NAME or NAME=WEIGHT with a finite number, got",
     f"{MUSHROOM} --policy scene --baseline running": "--baseline: expected group with --policy scene, got",
     f"{MUSHROOM} --baseline rewardsds --noises 3": "--noises: expected at least 4 for a policy gradient with",
-    f"{MUSHROOM} --baseline rewardsds --policy ddim --noises 4": "--baseline: expected group or running with",
+    f"{MUSHROOM} --baseline rewardsds --policy latent --noises 4": "--baseline: expected group or running",
     f"{MUSHROOM} --policy scene --reward-of render": "--reward-of: expected action with --policy scene, got",
     f"{MUSHROOM} --reward jpeg --policy-weight 0": "--policy-weight: expected more than 0, got 0: jpeg has",
     f"{MUSHROOM} --reward colour:blu": "--reward: colour: expected one of red, orange, yellow,",

@@ -129,33 +129,6 @@ def test_the_noise_policy_moves_towards_the_rewarded_guesses(step):
     assert Brightness().score(brighter, []).sum() > 0
 
 
-def test_the_ddim_policy_adds_the_score_function_of_its_actions(step):
-    """grad = -lambda sum_k A_k sqrt(abar') n_k / K, beside plain SDS of one noise a view."""
-    prior, wishes = ToyPrior(), {"policy": "ddim", "policy_weight": 1.5}
-    got = guidance(**wishes).of(**step).pictures
-    pictures, cameras, timesteps = step["pictures"], step["cameras"], step["timesteps"]
-    z = prior.codec.encode(pictures).double()
-    abar = prior.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
-    later = (timesteps - 100).clamp_min(0)
-    prev = prior.alphas_cumprod[later].double().view(-1, 1, 1, 1)
-    noisy = abar.sqrt() * z + (1 - abar).sqrt() * philox_normal(z.shape, SEED, 2 * STEP).double()
-    cond, uncond = prior.predict(noisy, timesteps, {"shift": cameras[:, :1]})
-    clean = (uncond + 3.0 * (cond - uncond)).clamp(-1, 1)
-    eps = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
-    variance = (1 - prev) / (1 - abar) * (1 - abar / prev)
-    mean = prev.sqrt() * clean + (1 - prev - variance).sqrt() * eps
-    n = philox_normal((VIEWS * NOISES, *z.shape[1:]), SEED, 2 * STEP + 1).double()
-    action = mean.repeat_interleave(NOISES, 0) + variance.sqrt().repeat_interleave(NOISES, 0) * n
-    cond, uncond = prior.predict(action, later.repeat_interleave(NOISES), {"shift": cameras[:, :1]})
-    reached = prior.codec.decode((uncond + 3.0 * (cond - uncond)).clamp(-1, 1))
-    advantages = group_advantages(Brightness().score(reached, []).view(VIEWS, NOISES))
-    ramp = ((0.7 - timesteps / 1000) / 0.2).clamp(0, 1)
-    weight = 1.5 * ramp[:, None] * advantages * prev.view(-1, 1).sqrt() / NOISES
-    policy = (weight.view(-1, 1, 1, 1) * n).view(VIEWS, NOISES, *z.shape[1:]).sum(1)
-    expected = encode_vjp((1 - abar).sqrt() * (z - clean) - policy)
-    assert relative(got, expected) < 1e-3  # advantages divide small differences of float32 scores
-
-
 def test_dreamfusions_weight_is_one_minus_abar_times_the_noise_residual(step):
     plain = guidance(distillation=dataclasses.replace(PLAIN, residual="sds"), policy_weight=0.0)
     residual, _ = plain_terms(**step)
@@ -225,7 +198,7 @@ def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
     shared = guidance(reward_of="render", baseline="running", policy_weight=1.0)
     plain = guidance(policy_weight=0.0).of(**step).pictures
     assert relative(shared.of(**step).pictures, plain) < 1e-6  # too few rewards seen
-    shared.baseline.window = torch.tensor([0.0, 0.1] * 16)
+    shared.judge.baseline.window = torch.tensor([0.0, 0.1] * 16)
     assert relative(shared.of(**step).pictures, plain) > 1e-2
 
 

@@ -8,16 +8,9 @@ import torch
 
 from ddpo3d_fast import settings
 from ddpo3d_fast.guidance import Gradient, ScenePolicy, Seen
-from ddpo3d_fast.guidance.scene_policy import (
-    BAND_OF,
-    FIELDS,
-    NORMS,
-    bands,
-    fields,
-    pair_advantages,
-    score_function_gradient,
-    signal,
-)
+from ddpo3d_fast.guidance.policy import pair_advantages
+from ddpo3d_fast.guidance.scaling import score_function_gradient
+from ddpo3d_fast.guidance.scene_policy import BAND_OF, FIELDS, NORMS, bands, fields, signal
 from ddpo3d_fast.step import Step
 
 ROWS, CHANNELS, VIEWS = 50, 4, 3

@@ -23,7 +23,7 @@ __global__ void use(const float *in, float *out) {
   const Quat<float> quat = normalized(Quat<float>{in[8], in[9], in[10], in[11]}, inverse_norm);
   const Mat3<float> rotation = rotation_matrix(quat), root = covariance_root(rotation, scale);
   const Projection<float> p = project(camera, mean, root);
-  const Footprint<float> f = footprint(p.xx, p.xy, p.yy, p.det, in[12], true);
+  const Footprint<float> f = footprint(p.xx, p.xy, p.yy, p.det, in[12], {0.3f, true, 0.0f});
   const Splat splat = {f.w11, f.w12, f.w22, -f.w11 * p.mean.x - f.w12 * p.mean.y, -f.w22 * p.mean.y, in[13],
                        in[14], in[15], in[16], p.point.z};
   const Falloff<float> at = falloff<float>(splat, float(threadIdx.x), float(threadIdx.y));
@@ -31,7 +31,7 @@ __global__ void use(const float *in, float *out) {
   const Composite<float> front = composite(alpha, 1.0f);
   const CompositeGradient<float> back = composite_vjp(alpha, front.transmittance, in[17], in[18]);
   const Moments<float> m = {back.v_log_alpha, at.u1, at.u2, at.u1 * at.u1, at.u1 * at.u2, at.u2 * at.u2};
-  const FootprintGradient<float> v = footprint_vjp(f, in[12], true, m);
+  const FootprintGradient<float> v = footprint_vjp(f, in[12], {0.3f, true, 0.0f}, m);
   const ProjectionGradient<float> g =
       project_vjp(camera, mean, root, p, v.v_mean, 0.0f, v.v_xx, v.v_xy, v.v_yy);
   Mat3<float> v_rotation;

@@ -70,10 +70,18 @@ class Draw(NamedTuple):
     picture: int
 
 
+def batch_size(config: Config) -> int:
+    """Steps that one batch of actions serves."""
+    wishes = config.reward
+    several = wishes.policy == "latent" and wishes.policy_estimator == "ppo" and wishes.policy_weight
+    return wishes.policy_updates if several else 1
+
+
 def draw(number: int, config: Config, prior: Any) -> Draw:
     schedule, views = config.schedule, config.schedule.views
-    fraction = (number - 1) / schedule.steps
-    generator = torch.Generator().manual_seed(1000003 * config.seed + number)
+    first = number - (number - 1) % batch_size(config)
+    fraction = (first - 1) / schedule.steps
+    generator = torch.Generator().manual_seed(1000003 * config.seed + first)
 
     first = torch.rand((), generator=generator, dtype=torch.float64)
     normal = torch.randn(views, generator=generator, dtype=torch.float64)
@@ -101,7 +109,7 @@ def draw(number: int, config: Config, prior: Any) -> Draw:
     ]
     return Draw(
         generator,
-        fraction,
+        (number - 1) / schedule.steps,
         cameras,
         backgrounds,
         (level * (len(prior.alphas_cumprod) - 1)).floor().long(),

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ddpo3d_fast.settings import Config
 
-from .draws import Draw, philox_normal
+from .draws import Draw, batch_size, philox_normal
+from .exploration import Fields, counted, estimate, rho
+from .scene import Tensors
+from .view_policy import view_policy
 
 Score = Callable[[Tensor, list[str]], Tensor]  # pictures [B, 3, H, W], prompts -> [B]
 
@@ -20,6 +23,7 @@ Score = Callable[[Tensor, list[str]], Tensor]  # pictures [B, 3, H, W], prompts 
 class Guided(NamedTuple):
     grad_pictures: Tensor  # [V, 3, H, W] of the views' own losses
     rewards: Tensor  # [32] the window of the run's rewards afterwards, NaN where there was none
+    kept: Tensors  # what the policies know afterwards
     metrics: dict[str, float]
 
 
@@ -144,7 +148,8 @@ class Views:
     timesteps: Tensor  # [V]
     strength: Tensor  # [V] lambda
     conditions: Any
-    number: int  # of the step
+    number: int  # of the step that draws for this one
+    draws: bool  # whether it is this one
     config: Config
     prior: Any
     score: Score | None
@@ -169,13 +174,13 @@ class Views:
         scored = self.prior.codec.decode(clean).clamp(0, 1)
         return self.score(scored, [prompt] * len(scored)).view(views, -1)
 
-    def weights(self, rewards: Tensor) -> Tensor:
-        """[V, K] lambda A."""
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """[V, K] A."""
         found = advantages(rewards, self.window, self.config.reward.baseline)
         if self.config.reward.shuffle_advantages:
             generator = torch.Generator().manual_seed(1000003 * self.config.seed + self.number)
             found = found.gather(1, torch.rand(*rewards.shape, generator=generator).argsort(1))
-        return self.strength[:, None] * found
+        return found
 
 
 class Noised(NamedTuple):
@@ -202,32 +207,88 @@ def noise_policy(views: Views) -> tuple[Tensor, Tensor]:
     compared = views.config.reward.reward_of == "action"
     z_t, abar, predictions, pull = noised(views, views.config.schedule.noises or (2 if compared else 1))
     rewards = views.rewards(z_t, abar, predictions)
-    weights = 1 + views.weights(rewards)
+    weights = 1 + views.strength[:, None] * views.advantages(rewards)
     return (weights.view(*weights.shape, 1, 1, 1) * pull).mean(1), rewards
 
 
-def ddim_policy(views: Views) -> tuple[Tensor, Tensor]:
-    """The same."""
-    z, prior, actions = views.z, views.prior, views.config.schedule.noises or 2
+class Latent(NamedTuple):
+    """What the latent policy adds to a step."""
+
+    grad: Tensor  # [V, ...] on the latents, distillation's included
+    kept: Tensors
+    metrics: dict[str, float]
+    rewards: Tensor | None  # [V, K] where actions were drawn
+
+
+def latent_policy(views: Views, kept: Tensors) -> Latent:
+    z, prior, wishes = views.z, views.prior, views.config.reward
+    actions, steps = views.config.schedule.noises or 2, wishes.policy_ddim_steps
     z_t, abar, predictions, pull = noised(views, 1)
+    pull = pull[:, 0]
     later = (views.timesteps - round(len(prior.alphas_cumprod) / 10)).clamp_min(0)
-    abar_later = views.abar(later)
-    scale = views.config.distillation.guidance_scale
+    abar_later, scale = views.abar(later), views.config.distillation.guidance_scale
     guess = guided(prior, z_t, abar, predictions[0], predictions[1], scale)
     variance = (1 - abar_later) / (1 - abar) * (1 - abar / abar_later)
     mean = over(abar_later.sqrt(), z) * guess.clean
     mean = mean + over((1 - abar_later - variance).sqrt(), z) * guess.noise
-    n, sigma = views.noise(actions, 2 * views.number + 1), variance.sqrt().repeat_interleave(actions)
-    action = mean.repeat_interleave(actions, 0) + over(sigma, z) * n
-    later, reached = later.repeat_interleave(actions), abar_later.repeat_interleave(actions)
-    rewards = views.rewards(action, reached, prior.predict(action, later, views.conditions))
-    weights = views.weights(rewards) * abar_later.sqrt()[:, None]
-    policy = weights.view(*weights.shape, 1, 1, 1) * n.view(len(z), actions, *z.shape[1:])
-    return pull[:, 0] - policy.mean(1), rewards
+    grid = wishes.policy_grid if wishes.policy_exploration == "lowpass" else None
+    fields = Fields(tuple(z.shape[1:]), grid, prior.codec.patch)
+    c = philox_normal((len(z) * actions, *fields.shape), views.config.seed, 2 * views.number + 1)
+    sigma = variance.sqrt()
+    metrics, rewards = {}, None
+    if views.draws:
+        now = mean.repeat_interleave(actions, 0) + over(sigma.repeat_interleave(actions), z) * fields(c)
+        for left in range(steps, 0, -1):
+            at = later * left // steps
+            abar_at = views.abar(at).repeat_interleave(actions)
+            said = prior.predict(now, at.repeat_interleave(actions), views.conditions)
+            if left > 1:
+                guess = guided(prior, now, abar_at, said[0], said[1], scale)
+                after = views.abar(later * (left - 1) // steps).repeat_interleave(actions)
+                now = over(after.sqrt(), z) * guess.clean + over((1 - after).sqrt(), z) * guess.noise
+        rewards = views.rewards(now, abar_at, said)
+        kept = kept | {"latent_advantages": views.advantages(rewards)}
+        metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std(1).mean())}
+        if "latent_means" in kept:
+            kept = kept | {"latent_means": mean.flatten()}
+    c, advantages = c.unflatten(0, (len(z), actions)), kept["latent_advantages"]
+    found = [estimate(advantages[v], c[v]) for v in range(len(z))]
+    if views.draws:
+        kept = kept | {"latent_signal": counted(kept["latent_signal"], found)}
+    signal = rho(kept["latent_signal"], c[:, 0].numel())
+    pulled, ratios = torch.zeros_like(pull), torch.ones(len(z), actions, dtype=torch.float64)
+    for v in range(len(z)):
+        whole = towards = fields(found[v][0])
+        if "latent_means" in kept:
+            before = kept["latent_means"].view(mean.shape)[v]
+            moved = c[v] + fields.coefficients(before - mean[v]) / sigma[v]
+            ratio = ((c[v] ** 2 - moved**2).flatten(1).mean(1) / 2).exp()
+            binds = ((advantages[v] > 0) & (ratio > 1 + wishes.policy_clip)) | (
+                (advantages[v] <= 0) & (ratio < 1 - wishes.policy_clip)
+            )
+            weights = torch.where(binds, 0.0, ratio * advantages[v])
+            towards, ratios[v] = fields((over(weights, moved) * moved).mean(0)), ratio
+        size = 2 * views.strength[v] * signal * pull[v].norm()
+        if whole.norm():
+            pulled[v] = size * towards / whole.norm()
+    if "latent_means" in kept:
+        metrics["approximate_kl"] = 0.5 * float((ratios.log() ** 2).mean())
+        metrics["clip_fraction"] = float(((ratios - 1).abs() > wishes.policy_clip).double().mean())
+    if "latent_means" not in kept:
+        kept = {name: tensor for name, tensor in kept.items() if name != "latent_advantages"}
+    return Latent(pull - pulled, kept, metrics | {"signal": signal}, rewards)
 
 
 def guidance(
-    pictures: Tensor, now: Draw, number: int, config: Config, prior: Any, score: Score | None, window: Tensor
+    pictures: Tensor,
+    alpha: Tensor,  # [V, H, W]
+    now: Draw,
+    number: int,
+    config: Config,
+    prior: Any,
+    score: Score | None,
+    window: Tensor,
+    kept: Tensors,
 ) -> Guided:
     wishes = config.reward
     prompt = prior.prompt(config.prompt, config.negative_prompt, config.distillation.residual == "nfsd")
@@ -235,7 +296,9 @@ def guidance(
     leaf = pictures.detach().requires_grad_()
     latents = prior.codec.encode(leaf)
     fraction = now.timesteps.double() / len(prior.alphas_cumprod)
-    asks = wishes.policy != "scene" and (number - 1) % wishes.policy_every == 0
+    updates = batch_size(config)
+    first = number - (number - 1) % updates
+    asks = wishes.policy in ("noise", "latent") and (number - 1) // updates % wishes.policy_every == 0
     weight = wishes.policy_weight if asks else 0
     strength = weight * ((wishes.policy_max_timestep - fraction) / 0.2).clamp(0, 1)
     views = Views(
@@ -244,7 +307,8 @@ def guidance(
         now.timesteps,
         strength,
         prior.conditions(prompt, seen_from),
-        number,
+        first,
+        first == number,
         config,
         prior,
         score,
@@ -252,16 +316,24 @@ def guidance(
     )
     metrics: dict[str, float] = {}
     if bool((strength > 0).any()):
-        grad, rewards = {"noise": noise_policy, "ddim": ddim_policy}[wishes.policy](views)
-        spread = float(rewards.std(1).mean()) if rewards.shape[1] > 1 else 0.0
-        metrics |= {"reward": float(rewards.mean()), "advantage_spread": spread}
-        if wishes.baseline == "running":
+        if wishes.policy == "noise":
+            grad, rewards = noise_policy(views)
+            spread = float(rewards.std(1).mean()) if rewards.shape[1] > 1 else 0.0
+            metrics |= {"reward": float(rewards.mean()), "advantage_spread": spread}
+        else:
+            grad, kept, told, rewards = latent_policy(views, kept)
+            metrics |= told
+        if wishes.baseline == "running" and rewards is not None:
             window = torch.cat([window, rewards.flatten()])[-32:]
     else:
         grad = noised(views, config.schedule.noises or 1).pull.mean(1)
     metrics |= {"loss": 0.5 * float((grad**2).mean()), "residual": math.sqrt(float((grad**2).mean()))}
 
     (grad_pictures,) = torch.autograd.grad(latents, leaf, grad)
+    if wishes.policy == "view" and wishes.policy_weight:
+        assert score is not None
+        added, kept, told = view_policy(pictures, alpha, grad_pictures, kept, number, config, score)
+        grad_pictures, metrics = grad_pictures + added, metrics | told
     scores = torch.zeros(())
     if score is not None and wishes.guide_weight:
         scores = score(leaf, [config.prompt] * len(pictures))
@@ -270,4 +342,4 @@ def guidance(
         length = grad_pictures.flatten(1).norm(dim=1) / ascent.flatten(1).norm(dim=1)
         grad_pictures = grad_pictures - wishes.guide_weight * over(length, ascent) * ascent
         metrics["guide"] = float(scores.detach().mean())
-    return Guided(grad_pictures, window, metrics)
+    return Guided(grad_pictures, window, kept, metrics)

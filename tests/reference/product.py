@@ -1,7 +1,7 @@
 """The doors to the product, all of them: a run of it from a given state, told step by step.
 
 A few names of the house are known here and nowhere else in these tests: where a run finds its prior, how
-often it writes a checkpoint and what it calls the scene policy's estimate there, and the table with what
+often it writes a checkpoint and what it calls there what the policies know, and the table with what
 writes a turntable, which takes seconds.
 """
 
@@ -25,6 +25,7 @@ from .scene import Tensors
 from .step import State
 
 ESTIMATE = ("scene_policy_mean", "scene_policy_variance")
+KEPT = ("latent_signal", "latent_advantages", "latent_means", "view_signal")
 loop = importlib.import_module("ddpo3d_fast.generate")
 
 
@@ -63,6 +64,7 @@ def run(
         gaussians = {name: tensor.float() for name, tensor in state.gaussians.items()}
         kept = {"gaussians": gaussians, "rows": len(gaussians["means"]), "rewards": state.rewards.tolist()}
         kept |= dict(zip(ESTIMATE, state.estimate.tolist(), strict=True))
+        kept |= {name: tensor.tolist() for name, tensor in state.kept.items()}
         folder.save_checkpoint({"step": first - 1, "screen": state.screen.float(), **kept})
     resumed = state is not None or first > 1
     folder = RunFolder.open(config.output) if resumed else RunFolder.create(config)
@@ -73,7 +75,8 @@ def run(
         kept = torch.load(folder.path / "checkpoint.pt", weights_only=True)["state"]
         assert kept["step"] == number
         rewards = torch.tensor(kept["rewards"], dtype=torch.float64)
-        state = State(float64(kept["gaussians"]), rewards, kept["screen"].double())
+        of_policies = {name: torch.tensor(kept[name], dtype=torch.float64) for name in KEPT if name in kept}
+        state = State(float64(kept["gaussians"]), rewards, kept["screen"].double(), of_policies)
         if ESTIMATE[0] not in kept:
             return state
         estimate = torch.tensor([kept[name] for name in ESTIMATE], dtype=torch.float64)

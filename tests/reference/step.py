@@ -32,6 +32,7 @@ class State(NamedTuple):
     screen: (
         Tensor  # [2, N] sum of the lengths of the screen gradients, and of the views that saw the Gaussian
     )
+    kept: Tensors  # of the latent and the view policy, by the names that a checkpoint has for it
     estimate: Tensor = torch.zeros(2, FIELDS, len(UNITS), dtype=torch.float64)  # of the scene policy
 
 
@@ -73,7 +74,8 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
     offsets = torch.zeros(views, count, 2, dtype=torch.float64, requires_grad=True)
     out = render(leaves, now.cameras, now.rendered, now.backgrounds, offsets)
     pictures = resized(out.rgb, now.picture)
-    guided = guidance(pictures.detach(), now, number, config, prior, score, state.rewards)
+    alpha = resized(out.alpha.detach()[..., None].expand(-1, -1, -1, 3), now.picture)[:, 0]
+    guided = guidance(pictures.detach(), alpha, now, number, config, prior, score, state.rewards, state.kept)
 
     haze = (out.alpha * (1 - out.alpha)).sum() * (now.picture / now.rendered) ** 2
     loss = (pictures * guided.grad_pictures).sum() / views
@@ -126,5 +128,5 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
             "gaussians": len(gaussians["means"]),
         }
     )
-    after = State(gaussians, guided.rewards, screen, estimate)
+    after = State(gaussians, guided.rewards, screen, guided.kept, estimate)
     return Stepped(after, metrics, safe and bool(out.safe.all()))

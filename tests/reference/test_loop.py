@@ -81,7 +81,13 @@ def between(config: Config, rewards: int, seed: int) -> State:
     window = torch.cat([torch.full((32 - rewards,), math.nan), torch.randn(rewards, generator=generator)])
     views = torch.randint(1, 9, (config.scene.gaussians,), generator=generator).float()
     total = views * 2 * torch.rand(config.scene.gaussians, generator=generator)
-    return State(float64(gaussians), window.double(), torch.stack([total, views]).double())
+    kept = {}
+    if config.reward.policy in ("latent", "view") and config.reward.policy_weight:
+        kept[f"{config.reward.policy}_signal"] = torch.tensor([0.7, 0.2, 0.5], dtype=torch.float64)
+    if config.reward.updates > 1:
+        actions = config.schedule.views, config.schedule.noises
+        kept |= {"latent_advantages": torch.zeros(actions).double(), "latent_means": torch.zeros(0).double()}
+    return State(float64(gaussians), window.double(), torch.stack([total, views]).double(), kept)
 
 
 def close(name: str, got: Tensor, wanted: Tensor, before: Tensor) -> None:
@@ -93,7 +99,7 @@ def close(name: str, got: Tensor, wanted: Tensor, before: Tensor) -> None:
 
 def compare(got: State, row: dict[str, Any], wanted: Stepped, before: State, but: tuple[str, ...]) -> None:
     """The product's state after a step, and what it told of it, against the documented ones."""
-    sometimes = {"reward", "advantage_spread", "signal", "guide"}
+    sometimes = {"reward", "advantage_spread", "signal", "guide", "approximate_kl", "clip_fraction"}
     assert row.keys() & sometimes == wanted.metrics.keys() & sometimes
     for name, number in wanted.metrics.items():
         assert row[name] == pytest.approx(number, rel=1e-4, abs=1e-6), name
@@ -103,6 +109,9 @@ def compare(got: State, row: dict[str, Any], wanted: Stepped, before: State, but
             mine = 0.9 * theirs
         close(name, got.gaussians[name], theirs, mine)
     torch.testing.assert_close(got.rewards, wanted.state.rewards, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert got.kept.keys() == wanted.state.kept.keys()
+    for name, tensor in wanted.state.kept.items():
+        torch.testing.assert_close(got.kept[name], tensor, rtol=2e-4, atol=1e-5)
     for got_part, wanted_part, before_part in zip(
         got.estimate, wanted.state.estimate, before.estimate, strict=True
     ):
@@ -150,7 +159,7 @@ class Case:
 CASES = {
     "noise policy": Case(),
     "as many noises as are compared": Case({"noises": 0, "policy_every": 2}, first=3, steps=6),
-    "as many steps of the ddim policy": Case({"noises": 0, "policy": "ddim"}, first=3, steps=5),
+    "as many steps of the latent policy": Case({"noises": 0, "policy": "latent"}, first=3, steps=5),
     "one noise where the render is scored": Case(
         {"noises": 0, "baseline": "running", "reward_of": "render"}, rewards=32
     ),
@@ -199,12 +208,47 @@ CASES = {
     "running baseline, full": Case({"baseline": "running", "noises": 4}, rewards=28),
     "reward of the render": Case({"baseline": "running", "reward_of": "render"}, rewards=32),
     "shuffled": Case({"shuffle_advantages": True, "noises": 6}),
-    "ddim policy": Case({"policy": "ddim", "noises": 5, "policy_weight": 1.5}, first=7, steps=4),
-    "ddim policy beside another residual": Case(
-        {"policy": "ddim", "residual": "nfsd", "negative_prompt": "dull", "max_timestep": 0.2},
+    "latent policy": Case({"policy": "latent", "noises": 5, "policy_weight": 1.5}, first=7, steps=4),
+    "latent policy, white": Case({"policy": "latent", "noises": 4, "policy_exploration": "white"}, first=14),
+    "latent policy beside another residual": Case(
+        {"policy": "latent", "residual": "nfsd", "negative_prompt": "dull", "max_timestep": 0.2},
         first=17,
         steps=3,
         prior=EPSILON,
+    ),
+    "latent policy, three DDIM steps": Case(
+        {"policy": "latent", "policy_ddim_steps": 3, "policy_grid": 2, "shuffle_advantages": True},
+        prior=VELOCITY,
+    ),
+    "latent policy, running": Case(
+        {"policy": "latent", "baseline": "running", "policy_every": 2}, rewards=20, steps=3
+    ),
+    "ppo": Case(
+        {"policy": "latent", "policy_estimator": "ppo", "policy_updates": 3, "policy_clip": 1e-3},
+        first=13,
+        steps=5,
+    ),
+    "ppo, white, batches now and then": Case(
+        {
+            "policy": "latent",
+            "policy_estimator": "ppo",
+            "policy_updates": 2,
+            "policy_exploration": "white",
+            "policy_clip": 0.1,
+            "policy_every": 2,
+            "densify_every": 1,
+            "densify_gradient": 0.5,
+        },
+        first=9,
+        steps=6,
+    ),
+    "view policy": Case({"policy": "view", "policy_pairs": 7}, steps=3),
+    "view policy, coarse, of small pictures": Case(
+        {"policy": "view", "policy_pairs": 6, "policy_grid": 2, "policy_sigma": 0.3, "policy_weight": 0.5}
+        | {"render_scales": (2.0,), "reward": (BLIND_REWARD,)},
+    ),
+    "view policy, shuffled, that asks now and then": Case(
+        {"policy": "view", "policy_pairs": 8, "policy_every": 2, "shuffle_advantages": True}, steps=3
     ),
     "scene policy": Case({"policy": "scene", "policy_pairs": 4}, estimated=True),
     "scene policy of all numbers": Case(
@@ -268,7 +312,7 @@ CASES |= {
             "residual": residual,
             "policy": policy,
             "policy_max_timestep": 1.0,
-            "policy_pairs": 4,
+            "policy_pairs": 6,
             "negative_prompt": "a fog",
             "guidance_rescale": 0.4 if residual in ("ism", "sdi") else 0.0,
         },
@@ -287,7 +331,7 @@ CASES |= {
         ("sdi", {}, 4),
         ("sdi", EPSILON, 16),
     )
-    for policy in ("noise", "ddim", "scene")
+    for policy in ("noise", "latent", "view", "scene")
 }
 
 
@@ -346,7 +390,7 @@ def test_a_run_begins_with_the_documented_cloud_and_goes_on_where_it_was_left(
             for name, tensor in cloud.items()
         }
         nothing = torch.full((32,), math.nan, dtype=torch.float64)
-        begin = State(cloud | zeros, nothing, torch.zeros(2, 60, dtype=torch.float64))
+        begin = State(cloud | zeros, nothing, torch.zeros(2, 60, dtype=torch.float64), {})
         states, rows = product.run(config, prior, monkeypatch, 1, 2)
         more_states, more_rows = product.run(config, prior, monkeypatch, 3, 4)
         found = [begin, *states, *more_states], rows + more_rows
@@ -367,7 +411,7 @@ def test_the_asset_is_the_documented_part_of_the_scene(
         torch.testing.assert_close(getattr(asset, name).double(), wanted[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["noise", "ddim"])
+@pytest.mark.parametrize("policy", ["noise", "latent", "view"])
 def test_a_step_of_the_embedded_models_is_the_documented_one(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ def pattern(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class ToyCodec:
     """Pictures [V, 3, H, W] to latents [V, 4, H/2, W/2], not linear; and back, beyond [0, 1] too."""
 
+    patch = 1
+
     def __init__(self) -> None:
         self.runtimes: dict[str, str] = {}
 

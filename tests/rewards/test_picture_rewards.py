@@ -176,7 +176,7 @@ def test_they_add_up_and_each_is_told_without_its_weight():
     torch.testing.assert_close(gradient, sum(expected))
 
 
-@pytest.mark.parametrize("policy", ["noise", "ddim", "scene"])
+@pytest.mark.parametrize("policy", ["noise", "latent", "view", "scene"])
 def test_a_run_reports_each_by_name(policy, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setitem(EXPORTERS, "turntable.mp4", lambda path, _: path.write_bytes(b""))
     module = f"mine_{policy}"

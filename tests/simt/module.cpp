@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 void bind_cuda_rasterizer(py::module_ &module);
 void bind_cuda_diffusion(py::module_ &module);
+void bind_cuda_mesh(py::module_ &module);
 void bind_cuda_under_test(py::module_ &module); // the emulator's own tests
 
 namespace {
@@ -56,6 +57,9 @@ PYBIND11_MODULE(DDPO3D_SIMT_MODULE, module) {
 #endif
 #ifdef DDPO3D_SIMT_WITH_DIFFUSION
   bind_cuda_diffusion(module);
+#endif
+#ifdef DDPO3D_SIMT_WITH_MESH
+  bind_cuda_mesh(module);
 #endif
 #ifdef DDPO3D_SIMT_WITH_UNDER_TEST
   bind_cuda_under_test(module);

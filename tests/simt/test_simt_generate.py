@@ -25,7 +25,9 @@ State = dict[str, Tensor]
 Run = Callable[..., State]
 WISHES: dict[str, dict[str, Any]] = {
     "noise": {},
-    "ddim": {"policy": "ddim"},
+    "latent": {"policy": "latent"},
+    "ppo": {"policy": "latent", "policy_estimator": "ppo", "policy_updates": 2},
+    "view": {"policy": "view", "policy_pairs": 8},
     "running": {"baseline": "running"},
     "scene": {"policy": "scene", "policy_pairs": 2},
     "user": {"reward": ("my_reward:brightness",)},

@@ -145,7 +145,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 STEPS = {"steps": 8, "max_timestep": 0.9, "min_timestep": 0.3}  # the policy acts from the fourth step on
 
 
-@pytest.mark.parametrize("wishes", ["noise", "ddim", "running", "scene"])
+@pytest.mark.parametrize("wishes", ["noise", "latent", "running", "view", "scene"])
 def test_replayed_steps_make_the_scene_of_ordinary_ones(
     run: Run,  # noqa: F811
     recording: Recording,
@@ -157,8 +157,8 @@ def test_replayed_steps_make_the_scene_of_ordinary_ones(
     monkeypatch.setattr("ddpo3d_fast.build.StepGraphs", Always)
     got = run("graph", False, wishes, **STEPS)
     # Rendering sizes change at step 5: before it steps 1 to 3 without policy and 4 with, after it 5 to 8. The
-    # scene policy acts in all of them, so 4 is a replay, too.
-    assert (recording.captures, recording.replays) == (2, 4 if wishes == "scene" else 3)
+    # policies of view and scene act in all of them, so 4 is a replay, too.
+    assert (recording.captures, recording.replays) == (2, 4 if wishes in ("view", "scene") else 3)
     assert same(got, expected)
 
 

@@ -84,29 +84,41 @@ class Tab:
 
     def press(self, label: str) -> None:
         """Clicks on the button of this label, with a mouse."""
-        find = (
-            f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(label)})"
-        )
-        self._click(find, f"a button {label}")
-
-    def _click(self, find: str, what: str) -> None:
-        box = "(b => { const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })"
-        x, y = eventually(lambda: self.run(f"({find}) ? {box}({find}) : null"), what)
-        for kind in ("mousePressed", "mouseReleased"):
-            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        buttons = "[...document.querySelectorAll('button')]"
+        find = f"{buttons}.find(b => b.innerText.trim() === {json.dumps(label)})"
+        eventually(lambda: self._click(find), f"a button {label}")
 
     def choose(self, option: str) -> None:
-        """Chooses from the page's one list, with the mouse."""
-        self._click("document.querySelector('input[aria-haspopup=listbox], input[role=combobox]')", "a list")
-        options = "[...document.querySelectorAll('[role=option]')]"
-        self._click(f"{options}.find(o => o.innerText.trim() === {json.dumps(option)})", option)
+        """Chooses from the page's one list, with the mouse; what moves under it is clicked on again."""
+        seen = "e => e.getBoundingClientRect().width"
+        inputs = "[...document.querySelectorAll('input[aria-haspopup=listbox], input[role=combobox]')]"
+        options = f"[...document.querySelectorAll('[role=option]')].filter({seen})"
+        wanted = f"{options}.find(o => o.innerText.trim() === {json.dumps(option)})"
+
+        def clicked() -> bool:
+            if self._click(wanted):
+                return True
+            self._click(f"{inputs}.find({seen})")
+            time.sleep(0.5)
+            return False
+
+        eventually(clicked, f"an option {option}")
+
+    def _click(self, find: str) -> bool:
+        """Clicks on the middle of an element, if it is there."""
+        box = "(b => { const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })"
+        place = self.run(f"({find}) ? {box}({find}) : null")
+        for kind in ("mousePressed", "mouseReleased") if place else ():
+            self("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+        return bool(place)
 
     def picture(self) -> np.ndarray:
         """[H, W, 3] float64 in [0, 1], the 3D view without the panels over it."""
-        canvas = "[...document.querySelectorAll('canvas')].sort((a, b) => b.width - a.width)[0]"
+        canvas = "[...document.querySelectorAll('canvas')].find(c => c.width > 100)"
+        eventually(lambda: self.run(f"Boolean({canvas})"), "a canvas")
         hide = "if (!e.contains(c) && e !== c) e.style.visibility = 'hidden'"
         each = f"document.querySelectorAll('body *').forEach(e => {{ {hide} }})"
-        self.run(f"(() => {{ const c = {canvas}; {each} }})()")
+        self.run(f"(() => {{ const c = {canvas}; c.style.visibility = 'visible'; {each} }})()")
         data = self("Page.captureScreenshot", format="png")["data"]
         image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
         return np.asarray(image, dtype=np.float64) / 255

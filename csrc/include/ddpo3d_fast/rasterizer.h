@@ -25,13 +25,33 @@ struct RasterizeParams {
   const float *intrinsics;      // [C, 3, 3] pixels: fx, fy, cx, cy are read
   const float *backgrounds;     // [C, 3], or null for black
   const float *means2d_offsets; // [C, N, 2] pixels, added to the projected means, or null
+
+  // What other rasterizers do otherwise; the values here are this one's.
+  double eps2d = 0.3;              // px², added to both diagonals of the covariance on the image
+  double factor_min = 0;           // the opacity's factor where antialiased is no less
+  float alpha_max = 0.99f;         // a Gaussian hides at most this much
+  float transmittance_min = 1e-4f; // blending stops before the Gaussian that would leave this or less
+  bool through_clamp = false; // whether what alpha_max clamps has a gradient, that of the unclamped alpha
+  double sigmas = 0;          // > 0: drawn only in tiles that meet the square of so many standard
+                              // deviations of its longer axis, and radii are half that square's side
+  double radius_clip = 0;     // px; Gaussians whose bounding box has no longer half-side are left out
+  bool unit_quats = true;     // false: quaternions go into the rotation's formula as they are
+
+  // In the place of what is projected, or null. Gradients then end here.
+  const float *positions = nullptr; // [C, 3] where spherical harmonics are seen from, else -Rᵀ t
+  const float *means2d = nullptr;   // [C, N, 2] pixels
+  const float *covariances2d =
+      nullptr;                   // [C, N, 3] xx, xy, yy, px², before eps2d; with them means2d and depths
+                                 // are given, colors are plain, and means, quats, scales not read
+  const float *depths = nullptr; // [C, N] with covariances2d
 };
 
 struct RasterizeOutputs {
-  float *rgb;     // [C, H, W, 3]
-  float *alpha;   // [C, H, W]
-  float *depth;   // [C, H, W] Σ weight z
-  int32_t *radii; // [C, N] pixels, 0 where nothing is drawn
+  float *rgb;         // [C, H, W, 3]
+  float *alpha;       // [C, H, W]
+  float *depth;       // [C, H, W] Σ weight z
+  int32_t *radii;     // [C, N] pixels, 0 where nothing is drawn
+  int32_t *box_radii; // [C, N, 2] pixels, half the sides of the bounding box, 0 off the image; or null
 };
 
 struct RasterizeUpstream {
@@ -50,6 +70,9 @@ struct RasterizeGradients { // a null pointer: not wanted
   float *backgrounds;       // [C, 3]
   float *viewmats;          // [C, 4, 4]
   float *means2d;           // [C, N, 2] pixels
+  float *means2d_abs;       // [C, N, 2] Σ over the pixels of the absolute value of what each gives to means2d
+  float *covariances2d; // [C, N, 3] where they were given; xy's of the one number both off-diagonals share
+  float *depths;        // [C, N] with covariances2d
 };
 
 // What the backward pass needs of a forward pass beyond its inputs.
@@ -101,13 +124,13 @@ int64_t rasterize_state_bytes_cuda(const RasterizeParams &params);
 int64_t rasterize_entries_bytes_cuda(int64_t max_entries);
 int64_t rasterize_scratch_bytes_cuda(const RasterizeParams &params, int64_t max_entries);
 
-// The forward pass in two parts. The first projects and counts (`entries` is not touched) and writes how many
-// pairs are needed to `needed`, host memory that the device can write, which must outlive the launch and
-// every replay of a graph that holds it; a caller that waits for it can make room. The second blends. Where
-// max_entries is too small it writes NaN images and the backward pass zero gradients. The first two words of
-// `state` are unsigned 32-bit numbers: one that is not zero where the room was too small, so that an
-// optimiser can skip its step and make it repeatable, and the length of the longest list.
-void rasterize_project_cuda(const RasterizeParams &params, int32_t *radii, uint64_t *needed,
+// The forward pass in two parts. The first projects and counts (`entries` and images are not touched) and
+// writes how many pairs are needed to `needed`, host memory that the device can write, which must outlive the
+// launch and every replay of a graph that holds it; a caller that waits for it can make room. The second
+// blends. Where max_entries is too small it writes NaN images and the backward pass zero gradients. The first
+// two words of `state` are unsigned 32-bit numbers: one that is not zero where the room was too small, so
+// that an optimiser can skip its step and make it repeatable, and the length of the longest list.
+void rasterize_project_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs, uint64_t *needed,
                             const RasterizeMemory &memory, void *stream);
 void rasterize_blend_cuda(const RasterizeParams &params, const RasterizeOutputs &outputs,
                           const RasterizeMemory &memory, void *stream);

@@ -1,0 +1,150 @@
+"""The latents after a stochastic DDIM step as the policy's action: DDPO3D's own policy gradient.
+
+Notation of docs/method.md: a the action, mu and sigma of the DDIM step, c standardised coefficients of
+a - mu in the space that is explored, A_k the advantage of action k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpo3d_fast.guidance.base import Timer, told_of, untimed
+from ddpo3d_fast.guidance.exploration import Exploration
+from ddpo3d_fast.guidance.judge import Judge
+from ddpo3d_fast.guidance.objectives import ACTION_STREAM, Arithmetic, Denoised
+from ddpo3d_fast.guidance.policy import clipped_weights, group_spread, importance
+from ddpo3d_fast.guidance.scaling import NONE, NORMS, RunningSignal, score_function_gradient
+from ddpo3d_fast.kernels import philox_normal
+from ddpo3d_fast.priors.base import Prior
+from ddpo3d_fast.rewards import Scores
+from ddpo3d_fast.settings import Config
+from ddpo3d_fast.step import Tensors
+
+STRIDE = 0.1  # of the training timesteps, from a noisy view to the action
+_LEAST = 1e-6  # sigma that is divided by: where it is 0 all actions are one, and none has an advantage
+
+
+class State(NamedTuple):
+    """What the policy knows of a step when it acts."""
+
+    denoised: Denoised  # V noisy views, one noise each
+    conditions: dict[str, Tensor]
+    pictures: Tensor  # [V, 3, S, S]
+    pull: Tensor  # [V, ...] distillation's gradient on the latents
+    inputs: Tensors
+
+
+class LatentPolicy:
+    """Moves views towards those of K random DDIM steps whose clean guesses score well."""
+
+    def __init__(
+        self, prior: Prior, judge: Judge, arithmetic: Arithmetic, config: Config, timer: Timer = untimed
+    ) -> None:
+        self.prior, self.judge, self.arithmetic, self.timer = prior, judge, arithmetic, timer
+        self.settings, self.seed = config.reward, config.seed
+        self.views, self.actions = config.schedule.views, config.schedule.actions(True)
+        self.largest = max(config.schedule.picture_scales) * prior.picture_size  # pixels a side
+        lowpass = self.settings.policy_exploration == "lowpass"
+        self.exploration = Exploration(self.settings.policy_grid if lowpass else 0, prior.codec.patch)
+        self.signal = RunningSignal(prior.device)
+        self.advantages = torch.zeros(self.views, self.actions, device=prior.device)
+        self.means = torch.zeros(0, device=prior.device)  # of the batch of actions, flat; longer than it
+
+    def state(self) -> Tensors:
+        """The signal over the steps, and of the last batch of actions all that is not drawn anew."""
+        kept = {"latent_signal": self.signal.sums}
+        if self.settings.updates > 1:
+            kept |= {"latent_advantages": self.advantages, "latent_means": self.means}
+        return kept
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave."""
+        if self.settings.updates > 1:
+            self.means = self.means.new_empty(len(state["latent_means"]))
+        for name, tensor in self.state().items():
+            tensor.copy_(torch.tensor(state[name]))
+
+    def __call__(self, state: State, strength: Tensor, draws: bool) -> tuple[Tensor, Tensors]:
+        """What is added to the gradient on the latents [V, ...], and what to report.
+
+        `strength` [V] weighs the views. With `draws` actions are drawn and judged; without, those of the last
+        such step serve again.
+        """
+        noisy, guesses, levels, timesteps = state.denoised[:4]
+        later = (timesteps - round(STRIDE * len(self.prior.alphas_cumprod))).clamp_min(0)
+        later_levels = self.prior.alphas_cumprod[later]
+        mean = self.arithmetic.denoise_action(
+            noisy, *guesses[:2], levels, later_levels, outputs=("mean",)
+        ).mean
+        assert mean is not None
+        sigma = ((1 - later_levels) / (1 - levels) * (1 - levels / later_levels)).sqrt().view(-1, 1, 1, 1)
+        shape = (len(mean), self.actions, *self.exploration.shape(mean.shape[1:]))
+        offset = state.denoised.stream_offset
+        drawn = philox_normal(shape, self.seed, ACTION_STREAM, mean.device, offset)
+        told: Tensors = {}
+        if draws:
+            actions = mean[:, None] + sigma[:, None] * self.exploration.fields(drawn, mean.shape[-1])
+            rewards = self._rewards(state, actions.flatten(0, 1), later)
+            self.advantages.copy_(self.judge.advantages(rewards.total, state.inputs))
+            self._remember(mean, state.pictures.shape[-1])
+            told |= told_of("reward", rewards) | {"advantage_spread": group_spread(rewards.total).mean()}
+        now = drawn
+        if self.settings.updates > 1:
+            moved = (self._means(mean) - mean) / sigma.clamp_min(_LEAST)
+            now = drawn + self.exploration.coefficients(moved)[:, None]
+        ratios = importance(drawn, now)
+        estimates = [score_function_gradient(*view) for view in zip(self.advantages, drawn, strict=True)]
+        ascent, variance = (torch.stack(each) for each in zip(*estimates, strict=True))
+        if draws:
+            self.signal.add(ascent.flatten(1).square().sum(1), variance.flatten(1).sum(1))
+        signal = self.signal(ascent.numel())
+        if self.settings.updates > 1:
+            clip = self.settings.policy_clip
+            weights = clipped_weights(self.advantages, ratios, clip)
+            told |= {
+                "approximate_kl": 0.5 * ratios.log().square().mean(),
+                "clip_fraction": ((ratios - 1).abs() > clip).float().mean(),
+            }
+            updated = (weights.view(*weights.shape, 1, 1, 1) * now).mean(1)
+        else:
+            updated = ascent
+        towards, whole = (self.exploration.fields(each, mean.shape[-1]) for each in (updated, ascent))
+        length = state.pull.flatten(1).norm(dim=1) / (whole.flatten(1).norm(dim=1) + NONE)
+        scale = NORMS * strength * signal * length
+        return -scale.view(-1, 1, 1, 1) * towards, told | {"signal": signal}
+
+    def _rewards(self, state: State, noisy: Tensor, timesteps: Tensor) -> Scores:
+        """[V, K] of actions [V K, ...] at timesteps [V], each brought to a clean guess on the prior's
+        manifold."""
+        steps, conditions = self.settings.policy_ddim_steps, state.conditions
+        reached = [
+            (timesteps * left // steps).repeat_interleave(self.actions) for left in range(steps, 0, -1)
+        ]
+        guesses: tuple[Tensor, ...] = ()
+        for number, at in enumerate(reached):
+            if number:  # a step without noise
+                levels = (self.prior.alphas_cumprod[each] for each in (reached[number - 1], at))
+                step = self.arithmetic.denoise_action(
+                    noisy, *guesses[:2], *levels, eta=0.0, outputs=("mean",)
+                )
+                assert step.mean is not None
+                noisy = step.mean
+            with self.timer("predict"):
+                guesses = self.prior.predict(noisy, at, conditions)
+        return self.judge.rewards(noisy, guesses, self.prior.alphas_cumprod[reached[-1]], state.pictures)
+
+    def _remember(self, mean: Tensor, picture: int) -> None:
+        """Keeps the mean [V, ...] of the actions of pictures of so many pixels a side."""
+        if self.settings.updates == 1:
+            return
+        if not len(self.means):  # once, for the largest pictures: graphs know where it lies
+            self.means = mean.new_zeros(round(mean.numel() * (self.largest / picture) ** 2))
+        self._means(mean).copy_(mean)
+
+    def _means(self, like: Tensor) -> Tensor:
+        """Those of the last batch of actions, which had this shape."""
+        return self.means[: like.numel()].view(like.shape)
