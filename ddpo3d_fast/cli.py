@@ -36,6 +36,7 @@ commands:
   generate    make a 3D asset from a prompt
   batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
+  export      a Gaussian splat in other formats: .spz, .splat, .sog, .glb, .usdz and more
   mesh        textured mesh (glb, obj, ply) of a run or a Gaussian splat
   view        an asset, a mesh or a folder of runs in the browser
   info        hardware, runtimes and models: what is found, what is used
@@ -46,6 +47,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast export outputs/a-red-mushroom-0 .spz .glb
   ddpo3d-fast mesh outputs/a-red-mushroom-0
   ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
   ddpo3d-fast engines list
@@ -147,6 +149,7 @@ def _run(words: list[str]) -> int:
         "generate": _generate,
         "batch": _batch,
         "render": _render,
+        "export": _export,
         "mesh": _mesh,
         "view": _view,
         "info": _info,
@@ -298,6 +301,16 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _export(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Export, parse
+    from ddpo3d_fast.convert import convert
+
+    settings = parse(Export, words)
+    for path in convert(settings):
+        if not settings.quiet:
+            print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _mesh(words: list[str]) -> None:

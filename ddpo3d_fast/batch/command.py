@@ -57,9 +57,12 @@ def batch(settings: Batch, style: Style) -> int:
 
 @contextlib.contextmanager
 def _claimed(output: Path) -> Iterator[None]:
-    """Makes the folder and keeps other batches out of it. Raises InputError where there is one."""
+    """Makes the folder and keeps other batches out of it; one that nothing has come into goes again. Raises
+    InputError where there is another batch."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as claim:
+        claim.callback(_remove_empty, made)
         try:
             claim.enter_context(locked(output, wait=False))
         except BlockingIOError:
@@ -67,6 +70,12 @@ def _claimed(output: Path) -> Iterator[None]:
             name = "another batch" if process is None else f"another batch, process {process},"
             raise InputError(f"--output: {name} is writing to {output}") from None
         yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # of the first that is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def _make(settings: Batch, jobs: Sequence[Job], teller: Teller) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ def cluster(address: str | None) -> Iterator[Any]:
         options |= {"num_cpus": cores(), "num_gpus": gpus, "object_store_memory": _STORE}
         options |= {"include_dashboard": False, "address": "local"}
     else:
+        _check_reachable(address)
         options["address"] = address
     # Whatever it is told, Ray prints of dead workers to stdout, which may be JSON.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -54,6 +57,19 @@ def cluster(address: str | None) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises InputError where nobody listens at HOST:PORT or ray://HOST:PORT; Ray would wait for minutes."""
+    if address == "auto":
+        return
+    place = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=5):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        expected = f"--address: expected auto or HOST:PORT of a Ray cluster, got {address!r}"
+        raise InputError(f"{expected} ({first_line(error)})") from error
 
 
 @dataclass

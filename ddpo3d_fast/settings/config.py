@@ -186,7 +186,7 @@ class Reward:
     policy_updates: Annotated[int, Range(2, 100)] = 4
     """steps that one batch of actions serves with --policy-estimator ppo, all with its cameras, timesteps and
     noises"""
-    policy_clip: Annotated[float, Range(0.0, 10.0)] = 1e-4
+    policy_clip: Annotated[float, Range(0.0, 10.0)] = 1e-3
     """distance of an importance ratio from 1 at which --policy-estimator ppo clips it; the ratio is that of
     mean log-probabilities over dimensions"""
     policy_every: Annotated[int, Range(1, 100_000)] = 1

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from kernels.oracle import spherical_harmonics
+from kernels.scenes import random_scene
 from torch import Tensor
 
+from compat.dense import Picture, blend, relative
 from ddpo3d_fast.compat import diff_gaussian_rasterization as dropin
-from tests.compat.dense import Picture, blend, relative
-from tests.kernels.oracle import spherical_harmonics
-from tests.kernels.scenes import random_scene
 
 WIDTH, HEIGHT, TAN = 50, 40, (0.5, 0.42)
 

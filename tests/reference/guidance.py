@@ -268,7 +268,7 @@ def latent_policy(views: Views, kept: Tensors) -> Latent:
             )
             weights = torch.where(binds, 0.0, ratio * advantages[v])
             towards, ratios[v] = fields((over(weights, moved) * moved).mean(0)), ratio
-        size = 2 * views.strength[v] * signal * pull[v].norm()
+        size = 4 * views.strength[v] * signal * pull[v].norm()
         if whole.norm():
             pulled[v] = size * towards / whole.norm()
     if "latent_means" in kept:
