@@ -23,7 +23,7 @@ GAUSSIAN_SPLATS_3D = {".ply": 45.7, ".splat": 53, ".compressed.ply": 54.5, ".spz
 pytestmark = [
     pytest.mark.browser,
     needs_npm,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: run tests/formats/fetch_chromium.sh"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: run tests/view/fetch_chromium.sh"),
 ]
 
 

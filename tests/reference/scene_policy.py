@@ -97,8 +97,10 @@ def scene_policy(
     direction = phi @ known / (phi @ m).square().sum(1).mean().sqrt()
 
     parts = [grads["sh"][:, 0], grads["logit_opacities"][:, None], grads["log_scales"], grads["means"]]
-    length = (torch.cat(parts, 1) * UNITS).norm(dim=1, keepdim=True)
-    pull = 4 * wishes.policy_weight * length * direction / UNITS
+    h = torch.cat(parts, 1) * UNITS
+    along = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    across = h - (h * along).sum(1, keepdim=True) * along
+    pull = 4 * wishes.policy_weight * across.norm(dim=1, keepdim=True) * direction / UNITS
     grads = grads | {
         "sh": grads["sh"] - pull[:, None, :3],
         "logit_opacities": grads["logit_opacities"] - pull[:, 3],
