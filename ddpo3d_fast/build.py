@@ -201,7 +201,15 @@ def pictures_scored(config: Config) -> int:
     schedule, wishes = config.schedule, config.reward
     if wishes.policy in ("view", "scene"):
         return 2 * wishes.policy_pairs
-    return schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    return schedule.views * (schedule.actions(True) if wishes.reward_of == "action" else 1)
+
+
+def compares(config: Config) -> bool:
+    """Whether the policy compares actions of a view, so that the prior sees as many of it."""
+    wishes = config.reward
+    if wishes.policy == "latent":
+        return wishes.policy_weight > 0
+    return wishes.policy == "noise" and wishes.policy_weight > 0 and wishes.reward_of == "action"
 
 
 def load_models(
@@ -224,7 +232,7 @@ def load_models(
         codec=model.codec,
         lora=[adapter(text) for text in model.lora],
         interpolate_views=model.interpolate_views,
-        calls=calls_of(schedule, predictions(config)),
+        calls=calls_of(schedule, predictions(config), compares(config)),
     )
     prompts = config.prompt, config.negative_prompt
     prior = models(wanted, lambda: load_prior(dataclasses.replace(wanted, prompts=prompts)))
