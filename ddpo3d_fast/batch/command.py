@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpo3d_fast import extras
 from ddpo3d_fast.batch.jobs import Job, read_jobs
-from ddpo3d_fast.batch.pool import Pool, cluster
+from ddpo3d_fast.batch.pool import Pool, cluster, load_ray
 from ddpo3d_fast.batch.summary import Summary
 from ddpo3d_fast.batch.teller import Teller
 from ddpo3d_fast.batch.worker import Outcome
@@ -36,7 +35,7 @@ def batch(settings: Batch, style: Style) -> int:
         raise InputError("--quiet: expected no --json beside it")
     output = settings.output or Path("outputs") / settings.prompts.stem
     jobs = read_jobs(settings.prompts, output, settings.preset, settings.seeds)
-    extras.load("cluster", "ray", "batch")
+    load_ray(settings.address)
     check_writable(output)
     with _claimed(output), Teller(style, Summary(output, jobs)) as teller:
         left = []

@@ -129,6 +129,18 @@ def test_opaque_and_clear_stay_so(tmp_path: Path, suffix: str) -> None:
 
 
 @every_format
+def test_a_scene_that_is_saved_again_and_again_does_not_fade(tmp_path: Path, suffix: str) -> None:
+    scene = random_scene(degree=0)
+    alphas = []
+    for _ in range(4):
+        write_splat(tmp_path / f"a{suffix}", scene)
+        scene = read_splat(tmp_path / f"a{suffix}").gaussians
+        alphas.append(scene.logit_opacities.sigmoid().sort().values)
+    first = random_scene(degree=0).logit_opacities.sigmoid().sort().values
+    assert all((later - first).abs().max() <= 0.5001 / 255 for later in alphas)
+
+
+@every_format
 @pytest.mark.parametrize("count", [0, 1])
 def test_scenes_of_next_to_nothing(tmp_path: Path, suffix: str, count: int) -> None:
     scene = random_scene(count=count, degree=1)

@@ -163,6 +163,25 @@ def test_given_covariances_and_colours_follow_the_conventions() -> None:
     check(t, settings())
 
 
+def test_a_clamped_alpha_passes_its_gradient_on() -> None:
+    t = gaussians(20)
+    t["opacities"][::2] = 1.0
+    t["scales"][::2] = 0.5
+    check(t, settings())
+
+
+def test_what_lies_in_the_plane_of_the_camera_has_a_gradient_of_zero() -> None:
+    t, s = gaussians(), settings()
+    view = s.viewmatrix.T
+    t["means3D"][0] = -view[:3, :3].T @ view[:3, 3]
+    leaves = {name: tensor.requires_grad_() for name, tensor in t.items()}
+    dropin.GaussianRasterizer(s)(means2D=torch.zeros(120, 3), **leaves)[0].sum().backward()
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        assert not leaf.grad[0].any()
+
+
 def test_a_faint_gaussian_has_a_radius_though_it_is_not_drawn() -> None:
     t = gaussians() | {"opacities": torch.full((120, 1), 1e-4)}
     _, radii, _, alpha = dropin.GaussianRasterizer(settings())(means2D=torch.zeros(120, 3), **t)

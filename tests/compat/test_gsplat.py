@@ -162,6 +162,22 @@ def test_sparse_gradients_are_the_dense_ones_of_what_is_visible() -> None:
         assert gradient.coalesce().indices()[0].equal(meta["gaussian_ids"].unique())
 
 
+@pytest.mark.parametrize("given", ["quats", "covars"])
+def test_what_lies_in_the_plane_of_the_camera_has_a_gradient_of_zero(given: str) -> None:
+    t = scene(cameras=1)
+    t["viewmats"], t["means"][0] = torch.eye(4)[None], torch.tensor([0.1, 0.2, 0.0])
+    t["means"][1:, 2] += 2
+    mine: dict[str, Any] = leaves(t)
+    if given == "covars":
+        mine |= {"quats": None, "scales": None}
+        mine["covars"] = (0.01 * torch.eye(3)).repeat(100, 1, 1).requires_grad_()
+    gsplat.rasterization(**mine, **SIZE, render_mode="RGB+D")[0].sum().backward()
+    for name, leaf in mine.items():
+        if leaf is not None and leaf.requires_grad:
+            assert leaf.grad.isfinite().all(), name
+            assert name in ("viewmats", "backgrounds") or not leaf.grad[0].any(), name
+
+
 def test_radius_clip_leaves_out_what_is_small() -> None:
     t = scene()
     _, _, meta = gsplat.rasterization(**t, **SIZE, packed=False)

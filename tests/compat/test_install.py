@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from ddpo3d_fast.compat import install
 from ddpo3d_fast.compat.simple_knn import distCUDA2
@@ -108,11 +109,22 @@ def test_a_wrong_word_is_told_and_nothing_is_put_anywhere(words: dict[str, str])
     assert "simple_knn" not in sys.modules
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 900])
-def test_distances_are_those_to_the_three_nearest(count: int) -> None:
+def wall(g: torch.Generator) -> Tensor:
+    """Neighbours that an order along the widest axis has nowhere near each other."""
+    points = 0.4 * torch.rand(1500, 3, generator=g)
+    points[:, 0] = 0
+    points[0, 0], points[1, 0] = -1, 1
+    return points
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 900, "wall"])
+def test_distances_are_those_to_the_three_nearest(count: int | str) -> None:
     g = torch.Generator().manual_seed(0)
-    points = torch.randn(count, 3, generator=g) * torch.tensor([1.0, 0.01, 5.0])
-    points[::7] = points[0] * 100  # far out, and many at one place
+    if isinstance(count, str):
+        points, count = wall(g), 1500
+    else:
+        points = torch.randn(count, 3, generator=g) * torch.tensor([1.0, 0.01, 5.0])
+        points[::7] = points[0] * 100  # far out, and many at one place
     exact = (points[:, None].double() - points.double()).square().sum(-1)
     exact.fill_diagonal_(torch.inf)
     nearest = exact.topk(min(3, count), largest=False).values
