@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
-    ("render", "mesh", "batch", "view"),
+    ("render", "convert", "mesh", "batch", "view"),
     ("refine",),
     ("arguments", "progress", "generate"),
     ("build",),
@@ -24,14 +24,14 @@ LEVELS = (
     ("guidance", "scene", "assets"),
     ("priors", "rewards"),
     ("hub",),
-    ("engines",),
+    ("engines", "compat"),
     ("kernels", "settings", "resampling", "step"),
     ("files", "sources", "extras"),
     ("errors",),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-LEAVES = {"kernels": {"_C"}}  # rooms that know nothing else of the package
+LEAVES = {"kernels": {"_C"}, "compat": {"kernels"}}  # rooms that know nothing else of the package
 
 
 def room_of(file: Path) -> str:

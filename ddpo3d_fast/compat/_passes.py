@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ddpo3d_fast.kernels import Rasterization, RasterizeState, rasterize_backward, rasterize_forward
-from ddpo3d_fast.kernels._rules import Given, Rules
-from ddpo3d_fast.kernels.footprints import rasterize_footprints_backward, rasterize_footprints_forward
+from ddpo3d_fast.kernels import (
+    Given,
+    Rasterization,
+    RasterizeState,
+    Rules,
+    rasterize_backward,
+    rasterize_footprints_backward,
+    rasterize_footprints_forward,
+    rasterize_forward,
+)
 
 Tell = Callable[[Tensor], None]  # is told the absolute sums [C, N, 2] in the backward pass
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ddpo3d_fast.kernels._rules import Rules
+from ddpo3d_fast.kernels import Rules
 
 from ._passes import FootprintPass, Frame, Pass, ScenePass
 from ._projection import pinhole_covariances, rotated_covariances, symmetric, to_camera

@@ -9,6 +9,11 @@ from .adam import AdamGroup, adam, adam_groups
 from .density import gaussian_density
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .features import rasterize_features
+from .footprints import (
+    FootprintGradients,
+    rasterize_footprints_backward,
+    rasterize_footprints_forward,
+)
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
 from .rasterize import rasterize
 from .rasterizer import (
@@ -18,13 +23,17 @@ from .rasterizer import (
     rasterize_backward,
     rasterize_forward,
 )
+from .rules import Given, Rules
 from .triangles import TriangleHits, rasterize_triangles, sample_texture, sample_texture_backward
 
 __all__ = [
     "AdamGroup",
+    "FootprintGradients",
+    "Given",
     "Rasterization",
     "RasterizeGradients",
     "RasterizeState",
+    "Rules",
     "TileCapacity",
     "TooManyEntries",
     "TriangleHits",
@@ -43,6 +52,8 @@ __all__ = [
     "rasterize",
     "rasterize_backward",
     "rasterize_features",
+    "rasterize_footprints_backward",
+    "rasterize_footprints_forward",
     "rasterize_forward",
     "rasterize_triangles",
     "sample_texture",

@@ -10,8 +10,8 @@ from torch import Tensor
 from . import _backend
 from ._backend import address, checked
 from ._entries import DEFAULT_MAX_ENTRIES
-from ._rules import OURS, Rules
 from .rasterizer import Rasterization, RasterizeState, run_backward, run_forward
+from .rules import OURS, Rules
 
 
 class FootprintGradients(NamedTuple):

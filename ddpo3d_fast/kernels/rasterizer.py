@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _backend
 from ._backend import address, checked, integer, number
 from ._entries import DEFAULT_MAX_ENTRIES, TileCapacity, TooManyEntries, entry_limit
-from ._rules import OURS, Given, Rules
+from .rules import OURS, Given, Rules
 
 MAX_SIDE = 32768  # pixels
 

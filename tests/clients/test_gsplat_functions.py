@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from compat.dense import blend, relative
+from kernels.scenes import random_scene
 from torch import Tensor
 
 from ddpo3d_fast.compat import gsplat as ours
-from tests.compat.dense import blend, relative
-from tests.kernels.scenes import random_scene
 
 pytestmark = pytest.mark.clients
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from kernels.oracle import spherical_harmonics
+from kernels.scenes import random_scene
 from torch import Tensor
 
+from compat.dense import Picture, blend, relative
 from ddpo3d_fast.compat import diff_gaussian_rasterization as dropin
-from tests.compat.dense import Picture, blend, relative
-from tests.kernels.oracle import spherical_harmonics
-from tests.kernels.scenes import random_scene
 
 WIDTH, HEIGHT, TAN = 50, 40, (0.5, 0.42)
 
@@ -161,6 +161,25 @@ def test_given_covariances_and_colours_follow_the_conventions() -> None:
     del t["shs"]
     t["colors_precomp"] = torch.rand(120, 3, generator=torch.Generator().manual_seed(1))
     check(t, settings())
+
+
+def test_a_clamped_alpha_passes_its_gradient_on() -> None:
+    t = gaussians(20)
+    t["opacities"][::2] = 1.0
+    t["scales"][::2] = 0.5
+    check(t, settings())
+
+
+def test_what_lies_in_the_plane_of_the_camera_has_a_gradient_of_zero() -> None:
+    t, s = gaussians(), settings()
+    view = s.viewmatrix.T
+    t["means3D"][0] = -view[:3, :3].T @ view[:3, 3]
+    leaves = {name: tensor.requires_grad_() for name, tensor in t.items()}
+    dropin.GaussianRasterizer(s)(means2D=torch.zeros(120, 3), **leaves)[0].sum().backward()
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        assert not leaf.grad[0].any()
 
 
 def test_a_faint_gaussian_has_a_radius_though_it_is_not_drawn() -> None:

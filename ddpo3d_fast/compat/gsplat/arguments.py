@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,8 @@ def expect_supported(
         raise TypeError(f"rasterization: gsplat {version} has no argument {wrong}")
     for name, value in (*zip(known, later, strict=False), *named.items()):
         supported = known[name]
-        # rolling_shutter is a member of an enumeration
-        if getattr(value, "name", value) is not supported and getattr(value, "name", value) != supported:
+        plain = value.name if isinstance(value, Enum) else value  # rolling_shutter
+        if type(plain) is not type(supported) or plain != supported:
             raise NotImplementedError(f"{name}: expected {supported}, got {value!r}")
     for name, (value, expected) in early.items():
         if value != expected:

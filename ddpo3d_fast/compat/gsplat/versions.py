@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from ddpo3d_fast.kernels._rules import Rules
+from ddpo3d_fast.kernels import Rules
 
 PIP = "1.5.3"  # what pip installs, meant where there is none
 
