@@ -9,12 +9,12 @@ colour, and for half of those with a second material a second colour. An arm is 
 `all`; NAME*W weighs its policy and guide W times as much. With the first one the others are compared.
 
     all        the settings as they are
-    sds        score distillation alone
+    sds        score distillation alone; sds7 with one view and seven noises a step
     guide      and the reward's own gradient on the views
     noise      and the noise policy; noise7 with one view and seven noises a step
     rewardsds  noise7, its noises weighed as RewardSDS has it
-    scene      and the scene policy
-    shuffled   the same with its advantages in a random order: the control
+    latent view scene  and that policy
+    shuffled   scene with its advantages in a random order: the control
     csd nfsd ism sdi   score distillation alone, by another objective
 
 Each asset is judged from 8 views between the training elevations:
@@ -25,6 +25,7 @@ Each asset is judged from 8 views between the training elevations:
     reward, other   mean score by the run's rewards, in the file by name, too; by the evaluation scorer, which
                     no run follows
     evaluations     of the UNet: a noisy latent with and without the prompt is one
+    seconds         of the whole run; processor: of all threads, which what else runs disturbs less
 
 Intervals are percentile bootstraps of the paired difference to the first arm, over prompts (paired.py). What
 the JSON file already has is not made again. --pictures keeps each asset's views, for --sheet and --gallery;
@@ -101,6 +102,7 @@ MEASURES = {  # and their decimals in the tables
     "IoU": 3,
     "evaluations": 0,
     "seconds": 1,
+    "processor": 1,
 }
 
 
@@ -225,16 +227,17 @@ def judges_of(rewards: tuple[str, ...]) -> Judges:
 
 def make(task: Task) -> tuple[paired.Row, Tensor]:
     """A row of figures, and the views [8, 64, 64, 3]."""
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as place, counted_evaluations() as counts:
         folder = (task.assets or Path(place)) / task.slug
         config = replace(task.config, prompt=task.wanted.prompt, output=folder)
         generate(config, RunFolder.create(config, overwrite=True), lambda row: None)
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - worked
         asset = Gaussians(*read_ply(folder / "asset.ply"))
     pictures, coverage = held_out_views(asset)
     said = judges_of(config.reward.reward)(pictures, coverage, task.wanted)
     cost = {"steps": config.schedule.steps, "evaluations": sum(counts), "seconds": seconds}
+    cost["processor"] = processor
     return task.facts | said | cost, pictures.permute(0, 2, 3, 1)
 
 

@@ -28,7 +28,11 @@ _KEPT_ON_RESUME = (
     *("--quiet", "--json", "--verbose"),
 )
 # What a command takes without an option's name, and what it is called where it is missing.
-_POSITIONAL = {"asset": "one ply file", "prompts": "one file of prompts", "path": "one file or folder"}
+_POSITIONAL = {
+    "asset": "one Gaussian splat, or the folder of a run",
+    "prompts": "one file of prompts",
+    "path": "one file or folder",
+}
 _Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -62,7 +66,7 @@ class Generate(Config):
 EVERYDAY = (
     *("prompt", "preset", "seed", "steps", "output", "resume", "config", "device"),
     *("model", "lora", "guidance_scale", "negative_prompt"),
-    *("reward", "policy", "policy_weight", "guide_weight", "noises", "views", "gaussians"),
+    *("reward", "policy", "policy_weight", "guide_weight", "views", "gaussians"),
     *("overwrite", "mesh", "view", "json", "quiet", "verbose"),
 )
 
@@ -71,8 +75,9 @@ EVERYDAY = (
 class Render:
     """Renders a Gaussian splat: a turntable (.mp4), a contact sheet (.png) or stills (a folder)."""
 
-    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET.PLY")]]
-    """3D Gaussian splat, of this program or another"""
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET")]]
+    """3D Gaussian splat of this program or another (.ply, .spz, .splat, .sog, .glb, .usd), or a run's
+    folder"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """FILE.mp4, FILE.png or a folder to write to (default: beside the asset)"""
     size: Annotated[int, Range(1, 4096)] = 384
@@ -86,8 +91,9 @@ class Render:
     (default: the scene fills the picture, floaters and sky left out)"""
     center: Annotated[str, tyro.conf.arg(metavar="X,Y,Z")] = ""
     """point that the camera looks at, in the file's coordinates (default: the middle of the scene)"""
-    up: Literal["y", "-y", "z", "-z", "x", "-x"] = "-y"
-    """axis of the file that points up"""
+    up: Annotated[Literal["y", "-y", "z", "-z", "x", "-x"] | None, tyro.conf.arg(metavar="AXIS")] = None
+    """axis of the file that points up: y, -y, z, -z, x or -x (default: -y of .ply, .splat and .sog, y of .spz
+    and .glb, what a USD stage says)"""
     background: Annotated[str, tyro.conf.arg(metavar="COLOR")] = "white"
     """colour behind the scene: a name, #rrggbb, or r,g,b from 0 to 1"""
     stills: _Switch = False
@@ -97,11 +103,38 @@ class Render:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Writes a Gaussian splat in other formats, each as the suffix of its name says."""
+
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET")]]
+    """folder of a run, or 3D Gaussian splat of this program or another (.ply, .spz, .splat, .sog, .glb,
+    .usd)"""
+    outputs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="OUT...")]] = ()
+    """files to write: .ply, .compressed.ply, .spz, .splat, .sog, .glb, .usda, .usdc or .usdz; a suffix alone
+    writes beside the asset"""
+    orientation: Annotated[Literal["y", "-y", "z", "-z", "x", "-x"] | None, tyro.conf.arg(metavar="AXIS")] = (
+        None
+    )
+    """axis of the written files that points up: y, -y, z, -z, x or -x (default: y of .spz, .glb and .usd, -y
+    of the others)"""
+    up: Annotated[Literal["y", "-y", "z", "-z", "x", "-x"] | None, tyro.conf.arg(metavar="AXIS")] = None
+    """axis of the asset that points up, as for render (default: the one that its format has)"""
+    spz_version: Annotated[Literal[2, 3, 4], tyro.conf.arg(metavar="INT")] = 3
+    """version of .spz: 3, or 2 for gaussian-splats-3d and spz-js, whose rotations are coarse, or 4, which
+    fewer programs read"""
+    quiet: Annotated[_Switch, tyro.conf.arg(aliases=["-q"])] = False
+    """print nothing"""
+    verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
+    """print details, and the stack trace of an error"""
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Makes a textured mesh of a Gaussian splat, or of the one in a run's folder."""
 
-    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN|PLY")]]
-    """folder of a run, or 3D Gaussian splat of this program or another"""
+    asset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ASSET")]]
+    """folder of a run, or 3D Gaussian splat of this program or another (.ply, .spz, .splat, .sog, .glb,
+    .usd)"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """FILE.glb, FILE.obj (with .mtl and .png) or FILE.ply to write (default: mesh.glb in the folder of the
     run, NAME-mesh.glb beside a file)"""
@@ -205,10 +238,11 @@ class EnginesBuild:
     """reward, as for generate; repeat the flag for several (default: the model's)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """processor that the run will be on; auto: CUDA where it can be used, else the CPU"""
-    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
+    runtime: Literal["auto", "tensorrt", "openvino", "onnxruntime", "torch"] = "auto"
     """library that will run the networks; torch needs nothing built, nor do the embedded models with auto"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """dtype that the networks will compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """dtype that the networks will compute in; auto: fp16 on a GPU, bf16 on a CPU that computes in it where
+    OpenVINO is there, else fp32"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 
@@ -234,6 +268,13 @@ _EXAMPLES: dict[type, str] = {
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply
   ddpo3d-fast render asset.ply --output sheet.png --views 12 --background 0.2,0.2,0.2
   ddpo3d-fast render asset.ply --stills --size 1024 --elevation 30
+""",
+    Export: """examples:
+  ddpo3d-fast export outputs/a-red-mushroom-0 .spz .glb
+  ddpo3d-fast export scan.ply scan.sog scan.usdz --up z
+  ddpo3d-fast export asset.ply game/mushroom.ply --orientation y
+
+docs/assets.md says what each format keeps, and which programs show it.
 """,
     Mesh: """examples:
   ddpo3d-fast mesh outputs/a-red-mushroom-0
@@ -356,7 +397,7 @@ def _options(kind: type) -> dict[str, Any]:
     for name, hint in get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             options |= _options(hint)  # type: ignore[arg-type]
-        elif name not in _POSITIONAL:
+        elif name not in (*_POSITIONAL, "outputs"):
             options[flag(name)] = hint
     return options
 
@@ -401,6 +442,8 @@ def _explain(kind: type, words: Sequence[str]) -> str:
                 return f"{name}: expected {expected}, got {given!r}{renamed(given)}"
         if not values:
             return f"{name}: expected {expected}, got nothing"
+    if kind is Export:
+        return "" if strays else f"asset: expected {_POSITIONAL['asset']}, got none"
     for name, expected in _POSITIONAL.items():
         if name in get_type_hints(kind):
             return (

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import importlib.util
 import itertools
 import json
@@ -35,6 +36,7 @@ commands:
   generate    make a 3D asset from a prompt
   batch       many assets side by side, from a list of prompts
   render      turntable, contact sheet or stills of a Gaussian splat
+  export      a Gaussian splat in other formats: .spz, .splat, .sog, .glb, .usdz and more
   mesh        textured mesh (glb, obj, ply) of a run or a Gaussian splat
   view        an asset, a mesh or a folder of runs in the browser
   info        hardware, runtimes and models: what is found, what is used
@@ -45,6 +47,7 @@ examples:
   ddpo3d-fast generate --prompt "a blue car" --preset draft --seed 3
   ddpo3d-fast generate --resume outputs/a-blue-car-3
   ddpo3d-fast render outputs/a-red-mushroom-0/asset.ply --size 512
+  ddpo3d-fast export outputs/a-red-mushroom-0 .spz .glb
   ddpo3d-fast mesh outputs/a-red-mushroom-0
   ddpo3d-fast batch prompts.txt --preset draft --seeds 0-3
   ddpo3d-fast engines list
@@ -109,6 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, (ValueError, TypeError)) and _raised_by_kernels(error):
             return _fail(str(error), 2)
         return _fail(f"{type(error).__name__}: {error}{'' if verbose else ' (-v shows where)'}", 1)
+    finally:
+        if arguments is None:  # the process ends: to look for garbage in torch's modules takes half a second
+            gc.freeze()
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """For imports: what they make stays, and to look for garbage in it takes a tenth of a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
@@ -133,6 +149,7 @@ def _run(words: list[str]) -> int:
         "generate": _generate,
         "batch": _batch,
         "render": _render,
+        "export": _export,
         "mesh": _mesh,
         "view": _view,
         "info": _info,
@@ -160,23 +177,24 @@ def _run(words: list[str]) -> int:
 
 
 def _generate(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import generate_settings, to_config
-    from ddpo3d_fast.configure import validate
-    from ddpo3d_fast.progress import Progress
-    from ddpo3d_fast.run import RunFolder
+    with _without_collection():
+        from ddpo3d_fast.arguments import generate_settings, to_config
+        from ddpo3d_fast.configure import validate
+        from ddpo3d_fast.progress import Progress
+        from ddpo3d_fast.run import RunFolder
 
-    settings = generate_settings(words)
-    _check_mesh(settings)
-    if settings.resume is not None:
-        folder = RunFolder.open(settings.resume)
-        config = validate(_with_steps(folder.config, settings, words))
-    else:
-        from ddpo3d_fast.build import with_default_reward
+        settings = generate_settings(words)
+        _check_mesh(settings)
+        if settings.resume is not None:
+            folder = RunFolder.open(settings.resume)
+            config = validate(_with_steps(folder.config, settings, words))
+        else:
+            from ddpo3d_fast.build import with_default_reward
 
-        config = with_default_reward(validate(to_config(settings)))
-        folder = RunFolder.create(config, settings.overwrite)
+            config = with_default_reward(validate(to_config(settings)))
+            folder = RunFolder.create(config, settings.overwrite)
 
-    from ddpo3d_fast.generate import generate
+        from ddpo3d_fast.generate import generate
 
     progress = Progress(_style(settings.quiet, settings.json, settings.verbose))
     try:
@@ -283,6 +301,16 @@ def _render(words: list[str]) -> None:
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
+
+
+def _export(words: list[str]) -> None:
+    from ddpo3d_fast.arguments import Export, parse
+    from ddpo3d_fast.convert import convert
+
+    settings = parse(Export, words)
+    for path in convert(settings):
+        if not settings.quiet:
+            print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _mesh(words: list[str]) -> None:

@@ -12,6 +12,7 @@ from ddpo3d_fast.errors import InputError, first_line
 # By the extra's name: its packages, as pip calls them, with their modules. `info` lists them.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "tensorrt": {"tensorrt": "tensorrt", "onnx": "onnx", "onnxscript": "onnxscript"},
+    "formats": {"usd-core": "pxr", "zstandard": "zstandard"},
     "mesh": {
         "scikit-image": "skimage",
         "fast-simplification": "fast_simplification",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ddpo3d_fast.journal import Observer
     from ddpo3d_fast.settings import Config
 
-ASSET = "asset.ply"  # in the folder of a run
-
 
 def mesh(settings: Mesh, observer: Observer) -> Path:
     """Writes the mesh, telling `observer` of what takes time, and returns where it is.
@@ -28,16 +26,15 @@ def mesh(settings: Mesh, observer: Observer) -> Path:
     KeyboardInterrupt goes on.
     """
     check_values(settings)
-    asset, config = _asset(settings.asset), _config(settings)
-    check_packages("mesh")
-
-    from ddpo3d_fast.assets import mesh_writer, read_ply
+    from ddpo3d_fast.assets import mesh_writer, read_splat, splat_path
     from ddpo3d_fast.meshing import MeshSettings, framed_mesh
     from ddpo3d_fast.scene import Gaussians
 
+    asset, config = splat_path(settings.asset, "asset"), _config(settings)
+    check_packages("mesh")
     output, steps = _output(settings), settings.refine_steps
     write = mesh_writer(output)
-    gaussians = Gaussians(*read_ply(asset))
+    gaussians = Gaussians(*read_splat(asset).gaussians)
     observer({"stage": "mesh", "message": f"making a mesh of {len(gaussians)} Gaussians"})
     made = framed_mesh(gaussians, MeshSettings(settings.faces, settings.texture_size, settings.resolution))
     done = 0
@@ -66,15 +63,6 @@ def check_packages(purpose: str) -> None:
     """Raises InputError, one line that begins with `purpose`, where a package for meshes is missing."""
     for module in EXTRAS["mesh"].values():
         load("mesh", module, purpose)
-
-
-def _asset(path: Path) -> Path:
-    """The file with the Gaussians."""
-    file = path / ASSET if path.is_dir() else path
-    if not file.is_file():
-        reason = f"has no {ASSET}" if path.is_dir() else "does not exist"
-        raise InputError(f"asset: expected a ply file or the folder of a run, got {path}, which {reason}")
-    return file
 
 
 def _config(settings: Mesh) -> Config | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else
 _LARGEST = 1e12  # of a number in --center
 _SEEN = 0.01  # alpha of a pixel that shows something
-# An axis that points up in a file, and the one that then points to the camera at azimuth 0: right-handed, as
-# the usual worlds of such files have them (y down, y up, z up).
-_FRONTS = {"y": "z", "-y": "-z", "z": "-y", "-z": "y", "x": "z", "-x": "z"}
 
 
 def render(settings: Render) -> Path:
     """Writes the pictures and returns where they are. Raises InputError for wrong settings or a wrong file,
     with nothing written; warns of views that show nothing."""
-    _check(settings)
+    check_values(settings)
+    from ddpo3d_fast.assets import splat_path
+
+    settings = dataclasses.replace(settings, asset=splat_path(settings.asset, "asset"))
     output, background = _output(settings), parse_color(settings.background)
     center = parse_point(settings.center) if settings.center else None
 
@@ -69,36 +70,20 @@ def _set_up(
     """The scene, moved to where cameras look, and the cameras."""
     import torch
 
-    from ddpo3d_fast.assets import FROM_FILE, read_ply
+    from ddpo3d_fast.assets import axes, read_splat
     from ddpo3d_fast.scene import Gaussians, frame_of, framed, orbit
     from ddpo3d_fast.scene.cameras import RADIUS
 
-    gaussians = Gaussians(**read_ply(settings.asset)._asdict())
-    given = None if center is None else FROM_FILE @ torch.tensor(center, dtype=torch.float64)
+    raw, from_file = read_splat(settings.asset)
+    gaussians = Gaussians(*raw)
+    given = None if center is None else from_file @ torch.tensor(center, dtype=torch.float64)
     frame = frame_of(gaussians, given)
     if settings.radius is not None:
         frame = frame._replace(radius=settings.radius / RADIUS)
-    upright = _axes(settings.up) @ FROM_FILE  # from this program's world to a file's, to one with y up
-    cameras = orbit(count, math.radians(settings.elevation)).turned(upright)
+    cameras = orbit(count, math.radians(settings.elevation))
+    if settings.up is not None:  # from this program's world to a file's, to one with y up
+        cameras = cameras.turned(axes(settings.up) @ from_file.T)
     return framed(gaussians, frame), cameras
-
-
-def _axes(up: str) -> Tensor:
-    """[3, 3] rotation of a file's world, where this axis points up, to one with y up and the front at z."""
-    import torch
-
-    def axis(name: str) -> Tensor:
-        return (-1.0 if name[0] == "-" else 1.0) * torch.eye(3, dtype=torch.float64)["xyz".index(name[-1])]
-
-    top, front = axis(up), axis(_FRONTS[up])
-    return torch.stack([torch.linalg.cross(top, front), top, front])
-
-
-def _check(settings: Render) -> None:
-    check_values(settings)
-    if not settings.asset.is_file():
-        reason = "is a folder" if settings.asset.is_dir() else "does not exist"
-        raise InputError(f"asset: expected a ply file, got {settings.asset}, which {reason}")
 
 
 def _output(settings: Render) -> Path:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpo3d_fast"
 LEVELS = (
     ("__main__", "training"),
     ("cli",),
-    ("render", "mesh", "batch", "view"),
+    ("render", "convert", "mesh", "batch", "view"),
     ("refine",),
     ("arguments", "progress", "generate"),
     ("build",),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ddpo3d_fast.assets.ply import PlyGaussians
+from ddpo3d_fast.assets.raw import PlyGaussians
 
 
 class Asset(NamedTuple):

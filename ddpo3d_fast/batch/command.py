@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpo3d_fast import extras
 from ddpo3d_fast.batch.jobs import Job, read_jobs
-from ddpo3d_fast.batch.pool import Pool, cluster
+from ddpo3d_fast.batch.pool import Pool, cluster, load_ray
 from ddpo3d_fast.batch.summary import Summary
 from ddpo3d_fast.batch.teller import Teller
 from ddpo3d_fast.batch.worker import Outcome
@@ -36,7 +35,7 @@ def batch(settings: Batch, style: Style) -> int:
         raise InputError("--quiet: expected no --json beside it")
     output = settings.output or Path("outputs") / settings.prompts.stem
     jobs = read_jobs(settings.prompts, output, settings.preset, settings.seeds)
-    extras.load("cluster", "ray", "batch")
+    load_ray(settings.address)
     check_writable(output)
     with _claimed(output), Teller(style, Summary(output, jobs)) as teller:
         left = []
@@ -57,9 +56,12 @@ def batch(settings: Batch, style: Style) -> int:
 
 @contextlib.contextmanager
 def _claimed(output: Path) -> Iterator[None]:
-    """Makes the folder and keeps other batches out of it. Raises InputError where there is one."""
+    """Makes the folder and keeps other batches out of it; one that nothing has come into goes again. Raises
+    InputError where there is another batch."""
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as claim:
+        claim.callback(_remove_empty, made)
         try:
             claim.enter_context(locked(output, wait=False))
         except BlockingIOError:
@@ -67,6 +69,12 @@ def _claimed(output: Path) -> Iterator[None]:
             name = "another batch" if process is None else f"another batch, process {process},"
             raise InputError(f"--output: {name} is writing to {output}") from None
         yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # of the first that is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def _make(settings: Batch, jobs: Sequence[Job], teller: Teller) -> bool:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import secrets
+import socket
+import sys
+import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,18 +33,27 @@ _LOCAL = {
 }
 
 
+def load_ray(address: str | None) -> Any:
+    """Ray's module, for `cluster`; it reads its environment when it is imported. Raises InputError where it
+    is missing."""
+    if address is None and "ray" not in sys.modules:
+        # With a token of its own, where Ray would leave one in the user's home.
+        os.environ.update(_LOCAL | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    return extras.load("cluster", "ray", "batch")
+
+
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[Any]:
     """Ray's module, connected to the cluster at an address, or to one of this machine that ends with the
     block. Raises InputError where Ray is missing, or there is no such cluster."""
-    os.environ.update(_LOCAL if address is None else {})
-    ray = extras.load("cluster", "ray", "batch")
+    ray = load_ray(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         gpus = 0 if missing_for_cuda() else len(gpu_models())
         options |= {"num_cpus": cores(), "num_gpus": gpus, "object_store_memory": _STORE}
         options |= {"include_dashboard": False, "address": "local"}
     else:
+        _check_reachable(address)
         options["address"] = address
     # Whatever it is told, Ray prints of dead workers to stdout, which may be JSON.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -54,6 +68,19 @@ def cluster(address: str | None) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises InputError where nobody listens at HOST:PORT or ray://HOST:PORT; Ray would wait for minutes."""
+    if address == "auto":
+        return
+    place = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=5):
+            pass
+    except (OSError, ValueError, OverflowError) as error:
+        expected = f"--address: expected auto or HOST:PORT of a Ray cluster, got {address!r}"
+        raise InputError(f"{expected} ({first_line(error)})") from error
 
 
 @dataclass
@@ -150,6 +177,6 @@ class Pool:
 
 def _why(error: Exception) -> str:
     """In a line, what Ray says of a worker's death; its own reports take many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if "exit" in line.lower() or "memory" in line.lower()]
-    return (causes or lines or [type(error).__name__])[0][:200]
+    text = " ".join(str(error).split())
+    found = re.search(r"exit detail: (.+?)\.(?: |$)|([^.]*\bmemory\b[^.]*)", text)
+    return (found[1] or found[2]).strip()[:200] if found else first_line(error)

@@ -46,7 +46,7 @@ class LatentPolicy:
     ) -> None:
         self.prior, self.judge, self.arithmetic, self.timer = prior, judge, arithmetic, timer
         self.settings, self.seed = config.reward, config.seed
-        self.views, self.actions = config.schedule.views, config.schedule.noises
+        self.views, self.actions = config.schedule.views, config.schedule.actions(True)
         self.largest = max(config.schedule.picture_scales) * prior.picture_size  # pixels a side
         lowpass = self.settings.policy_exploration == "lowpass"
         self.exploration = Exploration(self.settings.policy_grid if lowpass else 0, prior.codec.patch)
@@ -74,48 +74,57 @@ class LatentPolicy:
         `strength` [V] weighs the views. With `draws` actions are drawn and judged; without, those of the last
         such step serve again.
         """
-        noisy, guesses, levels, timesteps = state.denoised[:4]
-        later = (timesteps - round(STRIDE * len(self.prior.alphas_cumprod))).clamp_min(0)
-        later_levels = self.prior.alphas_cumprod[later]
-        mean = self.arithmetic.denoise_action(
-            noisy, *guesses[:2], levels, later_levels, outputs=("mean",)
-        ).mean
-        assert mean is not None
-        sigma = ((1 - later_levels) / (1 - levels) * (1 - levels / later_levels)).sqrt().view(-1, 1, 1, 1)
+        mean, sigma, later = self._ddim_step(state.denoised)
         shape = (len(mean), self.actions, *self.exploration.shape(mean.shape[1:]))
         offset = state.denoised.stream_offset
         drawn = philox_normal(shape, self.seed, ACTION_STREAM, mean.device, offset)
-        told: Tensors = {}
-        if draws:
-            actions = mean[:, None] + sigma[:, None] * self.exploration.fields(drawn, mean.shape[-1])
-            rewards = self._rewards(state, actions.flatten(0, 1), later)
-            self.advantages.copy_(self.judge.advantages(rewards.total, state.inputs))
-            self._remember(mean, state.pictures.shape[-1])
-            told |= told_of("reward", rewards) | {"advantage_spread": group_spread(rewards.total).mean()}
-        now = drawn
-        if self.settings.updates > 1:
-            moved = (self._means(mean) - mean) / sigma.clamp_min(_LEAST)
-            now = drawn + self.exploration.coefficients(moved)[:, None]
-        ratios = importance(drawn, now)
+        told = self._judged(state, mean, sigma, later, drawn) if draws else {}
         estimates = [score_function_gradient(*view) for view in zip(self.advantages, drawn, strict=True)]
         ascent, variance = (torch.stack(each) for each in zip(*estimates, strict=True))
         if draws:
             self.signal.add(ascent.flatten(1).square().sum(1), variance.flatten(1).sum(1))
-        signal = self.signal(ascent.numel())
+        told["signal"] = self.signal(ascent.numel())
+        updated = ascent
         if self.settings.updates > 1:
-            clip = self.settings.policy_clip
-            weights = clipped_weights(self.advantages, ratios, clip)
-            told |= {
-                "approximate_kl": 0.5 * ratios.log().square().mean(),
-                "clip_fraction": ((ratios - 1).abs() > clip).float().mean(),
-            }
-            updated = (weights.view(*weights.shape, 1, 1, 1) * now).mean(1)
-        else:
-            updated = ascent
+            updated, more = self._updated(mean, sigma, drawn)
+            told |= more
         towards, whole = (self.exploration.fields(each, mean.shape[-1]) for each in (updated, ascent))
         length = state.pull.flatten(1).norm(dim=1) / (whole.flatten(1).norm(dim=1) + NONE)
-        scale = NORMS * strength * signal * length
-        return -scale.view(-1, 1, 1, 1) * towards, told | {"signal": signal}
+        scale = NORMS * strength * told["signal"] * length
+        return -scale.view(-1, 1, 1, 1) * towards, told
+
+    def _ddim_step(self, denoised: Denoised) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [V, ...] and deviation [V, 1, 1, 1] of the policy, and the timesteps [V] that it leads to."""
+        noisy, guesses, levels, timesteps = denoised[:4]
+        later = (timesteps - round(STRIDE * len(self.prior.alphas_cumprod))).clamp_min(0)
+        after = self.prior.alphas_cumprod[later]
+        mean = self.arithmetic.denoise_action(noisy, *guesses[:2], levels, after, outputs=("mean",)).mean
+        assert mean is not None
+        return mean, ((1 - after) / (1 - levels) * (1 - levels / after)).sqrt().view(-1, 1, 1, 1), later
+
+    def _judged(self, state: State, mean: Tensor, sigma: Tensor, later: Tensor, drawn: Tensor) -> Tensors:
+        """Has the actions of coefficients [V, K, ...] judged, and keeps what updates need of them."""
+        actions = mean[:, None] + sigma[:, None] * self.exploration.fields(drawn, mean.shape[-1])
+        rewards = self._rewards(state, actions.flatten(0, 1), later)
+        self.advantages.copy_(self.judge.advantages(rewards.total, state.inputs))
+        if self.settings.updates > 1:
+            if not len(self.means):  # once, for the largest pictures: graphs know where it lies
+                area = (self.largest / state.pictures.shape[-1]) ** 2
+                self.means = mean.new_zeros(round(mean.numel() * area))
+            self._means(mean).copy_(mean)
+        return told_of("reward", rewards) | {"advantage_spread": group_spread(rewards.total).mean()}
+
+    def _updated(self, mean: Tensor, sigma: Tensor, drawn: Tensor) -> tuple[Tensor, Tensors]:
+        """[V, ...] the ascent by the last batch of actions where the policy's mean is now `mean`, and what to
+        report of how far that is from where they were drawn."""
+        moved = (self._means(mean) - mean) / sigma.clamp_min(_LEAST)
+        now = drawn + self.exploration.coefficients(moved)[:, None]
+        ratios, clip = importance(drawn, now), self.settings.policy_clip
+        weights = clipped_weights(self.advantages, ratios, clip)
+        return (weights.view(*weights.shape, 1, 1, 1) * now).mean(1), {
+            "approximate_kl": 0.5 * ratios.log().square().mean(),
+            "clip_fraction": ((ratios - 1).abs() > clip).float().mean(),
+        }
 
     def _rewards(self, state: State, noisy: Tensor, timesteps: Tensor) -> Scores:
         """[V, K] of actions [V K, ...] at timesteps [V], each brought to a clean guess on the prior's
@@ -136,14 +145,6 @@ class LatentPolicy:
             with self.timer("predict"):
                 guesses = self.prior.predict(noisy, at, conditions)
         return self.judge.rewards(noisy, guesses, self.prior.alphas_cumprod[reached[-1]], state.pictures)
-
-    def _remember(self, mean: Tensor, picture: int) -> None:
-        """Keeps the mean [V, ...] of the actions of pictures of so many pixels a side."""
-        if self.settings.updates == 1:
-            return
-        if not len(self.means):  # once, for the largest pictures: graphs know where it lies
-            self.means = mean.new_zeros(round(mean.numel() * (self.largest / picture) ** 2))
-        self._means(mean).copy_(mean)
 
     def _means(self, like: Tensor) -> Tensor:
         """Those of the last batch of actions, which had this shape."""

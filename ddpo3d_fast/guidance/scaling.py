@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORMS = 2.0  # of what else pulls, for weight 1 and an estimate without chance
+NORMS = 4.0  # of what else pulls, for weight 1 and an estimate without chance
 DECAY = 0.9  # of a mean over steps
 DEVIATIONS = 3.0  # by which a square must be above what chance gives
 NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1

@@ -36,13 +36,17 @@ def in_units(gradients: dict[str, Tensor]) -> Tensor:
 
 
 def pulled(gradients: dict[str, Tensor], pull: Tensor) -> dict[str, Tensor]:
-    """Gradients with respect to raw parameters, plus `pull` [R, C] times the norm of each row.
+    """Gradients with respect to raw parameters, plus `pull` [R, C] times the norm of what of each row's own
+    gradient is across it.
 
     Norm and pull are with respect to moves in units, so that a weight means the same for every parameter; and
     the norm is each Gaussian's, so that it means the same for one that all views see and one that none does.
+    What is along the pull does not count: it grows against the pull, which would grow with it without end.
     """
     per_unit = {name: 1 / unit for name, (_, unit) in UNITS.items()}
-    more = _split(in_units(gradients).norm(dim=1, keepdim=True) * pull, per_unit, gradients["sh"].shape[1])
+    own, along = in_units(gradients), torch.nn.functional.normalize(pull, dim=1)
+    across = own - (own * along).sum(1, keepdim=True) * along
+    more = _split(across.norm(dim=1, keepdim=True) * pull, per_unit, gradients["sh"].shape[1])
     return {name: grad + more[name] if name in more else grad for name, grad in gradients.items()}
 
 

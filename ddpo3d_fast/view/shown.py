@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpo3d_fast import extras
-from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.assets import read_splat
 from ddpo3d_fast.errors import InputError, first_line
 from ddpo3d_fast.run import CONFIG, RunFolder, read_config
 from ddpo3d_fast.scene import Gaussians, frame_of, framed
@@ -69,7 +69,7 @@ def is_mesh(path: Path) -> bool:
 
 
 def _gaussians(path: Path) -> Gaussians:
-    gaussians = Gaussians(**read_ply(path)._asdict())
+    gaussians = Gaussians(*read_splat(path).gaussians)
     return framed(gaussians, frame_of(gaussians))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpo3d_fast.assets.ply import OPAQUE, read_ply, write_ply
+from ddpo3d_fast.assets.ply import read_ply, write_ply
+from ddpo3d_fast.assets.raw import OPAQUE
 from ddpo3d_fast.errors import InputError
 
 BOUNDS = [f"{end}_{of}{axis}" for of in ("", "scale_") for end in ("min", "max") for axis in "xyz"]

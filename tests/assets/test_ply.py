@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpo3d_fast.assets.ply import OPAQUE, THIN, PlyGaussians, read_ply, write_ply
+from ddpo3d_fast.assets.ply import read_ply, write_ply
+from ddpo3d_fast.assets.raw import OPAQUE, THIN, PlyGaussians
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.kernels import rasterize_forward
 from ddpo3d_fast.scene import Gaussians, orbit
@@ -340,11 +341,17 @@ def test_a_damaged_header_is_refused_or_read_and_never_crashes(tmp_path):
     assert refusals > 250
 
 
+def test_infinite_opacities_are_written_as_opaque_and_as_transparent(tmp_path):
+    opacities = torch.tensor([math.inf, -math.inf, 1.0])
+    write_ply(tmp_path / "a.ply", *gaussians(3)._replace(logit_opacities=opacities))
+    assert read_ply(tmp_path / "a.ply").logit_opacities.tolist() == [OPAQUE, -OPAQUE, 1.0]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("means", torch.full((7, 3), math.nan), "means: expected finite values"),
-        ("logit_opacities", torch.full((7,), math.inf), "logit_opacities: expected finite values"),
+        ("logit_opacities", torch.full((7,), math.nan), "logit_opacities: expected finite values"),
         ("quats", torch.zeros(7, 3), r"quats: expected shape \(7, 4\), got \(7, 3\)"),
         ("sh", torch.zeros(7, 3), "sh: expected shape"),
         ("sh", torch.zeros(7, 2, 3), "sh: expected shape .* K 1, 4, 9 or 16"),

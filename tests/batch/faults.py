@@ -1,4 +1,4 @@
-"""Rewards that bring about what can happen to a worker. Only workers import this file, by its path."""
+"""Rewards that bring about what can happen to a worker where $FAULTS names a folder, elsewhere nothing."""
 
 import errno
 import os
@@ -8,29 +8,28 @@ from pathlib import Path
 import ddpo3d_fast.files as files
 import ddpo3d_fast.generate as loop
 
-loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
+FOLDER = os.environ.get("FAULTS")
+if FOLDER:
+    loop.CHECKPOINT_SECONDS = 0.0  # a checkpoint after every step
 _calls, _flush = [], files.flush
 
 
-def red(images, prompts):
+def red(images):
     return images[:, 0].mean((1, 2))
 
 
 def dies_once(images, prompts):
     """The worker is killed in the middle of a run, and not again."""
     _calls.append(1)
-    if len(_calls) == 6:
-        try:
-            Path(os.environ["FAULTS"], "died").touch(exist_ok=False)
-        except FileExistsError:
-            return red(images, prompts)
+    if FOLDER and len(_calls) == 6 and not Path(FOLDER, "died").exists():
+        Path(FOLDER, "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return red(images, prompts)
+    return red(images)
 
 
 def dies(images, prompts):
     """The worker is killed at every try."""
-    with Path(os.environ["FAULTS"], "deaths").open("a") as file:
+    with Path(FOLDER, "deaths").open("a") as file:
         file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -38,7 +37,7 @@ def dies(images, prompts):
 def fills(images, prompts):
     """The disk is full, for the files of this run."""
     files.flush = _full
-    return red(images, prompts)
+    return red(images)
 
 
 def _full(path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import html.parser
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ from ddpo3d_fast.run import results
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'ddpo3d-fast[cluster]'")
 RUN_FILES = {"config.yaml", *results()}
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, in either family
 SMALL = "preset: draft\ndevice: cpu\nschedule: {steps: 12}\nscene: {gaussians: 200, densify_every: 4}\n"
 
 
@@ -147,6 +150,28 @@ def test_what_is_done_is_not_made_again(ended: Ended, tmp_path: Path) -> None:
     ]
 
 
+def open_to(pid: int) -> set[str]:
+    """The addresses, as the system writes them, on which a process and those that it has started listen."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    sockets = set()
+    for member in family:
+        for descriptor in Path(f"/proc/{member}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(descriptor))
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines() for name in ("tcp", "tcp6")]
+    return {
+        words[1].partition(":")[0]
+        for words in map(str.split, itertools.chain(*tables))
+        if words[3] == "0A" and f"socket:[{words[9]}]" in sockets
+    }
+
+
 def rows_until(stream: IO[str], done: int) -> list[dict[str, Any]]:
     """What a batch tells, up to the run that is the `done`th to be done."""
     rows: list[dict[str, Any]] = []
@@ -158,7 +183,7 @@ def rows_until(stream: IO[str], done: int) -> list[dict[str, Any]]:
 
 
 def test_a_batch_that_is_interrupted_and_killed_loses_nothing(tmp_path: Path) -> None:
-    """Ctrl-C, then SIGKILL, then left alone: no worker outlives the command, and all runs are whole."""
+    """Ctrl-C, then SIGKILL, then left alone: all runs are whole, and no other machine is listened to."""
     (tmp_path / "runs.yaml").write_text(SMALL + "runs: [{prompt: a red ball, seed: 0-5}]\n")
     words = [sys.executable, "-m", "ddpo3d_fast", "batch", "runs.yaml", "--output", "out", "--json"]
     whole: dict[Path, int] = {}
@@ -169,6 +194,7 @@ def test_a_batch_that_is_interrupted_and_killed_loses_nothing(tmp_path: Path) ->
             assert batch.stdout is not None
             told = rows_until(batch.stdout, done)
             if end is not None:
+                assert open_to(batch.pid) == LOOPBACK
                 batch.send_signal(end)
             _, err = batch.communicate()
         assert all(path.stat().st_mtime_ns == when for path, when in whole.items()), "made again"

@@ -54,6 +54,13 @@ def test_a_run_s_mesh_is_in_its_folder(command: Command, splat: Path) -> None:
     assert {path.name for path in Path("run").iterdir()} == {"asset.ply", "mesh.glb"}
 
 
+@pytest.mark.parametrize("suffix", [".spz", ".glb", ".splat"])
+def test_splats_of_other_formats_become_meshes(command: Command, splat: Path, suffix: str) -> None:
+    assert command("export", splat, f"splat{suffix}").code == 0
+    assert command("mesh", f"splat{suffix}", "--output", "ball.glb", *COARSE).out == "ball.glb\n"
+    assert len(trimesh.load_mesh("ball.glb").faces) > 100
+
+
 @pytest.mark.parametrize("name", ["some/where/ball.obj", "ball.PLY", "ball.glb"])
 def test_the_output_s_suffix_says_what_is_written(command: Command, splat: Path, name: str) -> None:
     splat = splat.rename("splat.ply")
@@ -64,12 +71,19 @@ def test_the_output_s_suffix_says_what_is_written(command: Command, splat: Path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "asset: expected a ply file or the folder of a run, got nowhere, which does not exist"),
-        (["."], "asset: expected a ply file or the folder of a run, got ., which has no asset.ply"),
-        ([], "asset: expected one ply file, got none"),
+        (
+            ["nowhere"],
+            "asset: expected a Gaussian splat or the folder of a run, got nowhere, which does not exist",
+        ),
+        (
+            ["."],
+            "asset: expected a Gaussian splat or the folder of a run, "
+            "got ., which is a folder without asset.ply",
+        ),
+        ([], "asset: expected one Gaussian splat, or the folder of a run, got none"),
         (
             ["ball.ply", "other.ply"],
-            "asset: expected one ply file, got ball.ply and other.ply",
+            "asset: expected one Gaussian splat, or the folder of a run, got ball.ply and other.ply",
         ),
         (["ball.ply", "--output", "a.stl"], "--output: expected one of .glb, .obj, .ply, got '.stl'"),
         (

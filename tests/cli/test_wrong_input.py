@@ -19,7 +19,7 @@ MUSHROOM = "generate --prompt 'a red mushroom'"
 
 # command line -> what the message must say
 COMMAND_LINE = {
-    "generat": "generat: expected a command (generate, batch, render, mesh, view, info, engines); did you m",
+    "generat": "generat: expected a command (generate, batch, render, export, mesh, view, info, engines)",
     "--prompt 'a red mushroom'": "--prompt: expected a command",
     f"{MUSHROOM} --stepz 3": "--stepz: no such option of generate; did you mean --steps?",
     "render good.ply --sizes 3": "--sizes: no such option of render; did you mean --size?",
@@ -124,10 +124,10 @@ PATHS = {
     "generate --config type.yaml --preset high": "--preset: expected no --config beside it",
 }
 PLYS = {
-    "render": "asset: expected one ply file, got none",
-    "render good.ply nan.ply": "asset: expected one ply file, got good.ply and nan.ply",
-    "render nowhere.ply": "asset: expected a ply file, got nowhere.ply, which does not exist",
-    "render folder": "asset: expected a ply file, got folder, which is a folder",
+    "render": "asset: expected one Gaussian splat, or the folder of a run, got none",
+    "render good.ply nan.ply": "asset: expected one Gaussian splat, or the folder of a run, got good.ply and",
+    "render nowhere.ply": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply",
+    "render folder": "asset: expected a Gaussian splat or the folder of a run, got folder, which is a folder",
     "render empty.ply": "empty.ply: not a ply file",
     "render type.yaml": "type.yaml: not a ply file",
     "render header.ply": "header.ply: corrupt ply header",
@@ -150,7 +150,21 @@ PLYS = {
     "render good.ply --up": "--up: expected one of y, -y, z, -z, x, -x, got nothing",
     "render good.ply --up w": "--up: expected one of y, -y, z, -z, x, -x, got 'w'",
     "render good.ply --up -w": "--up: expected one of y, -y, z, -z, x, -x, got '-w'",
-    "render a.spz": "a.spz: an SPZ file, which is not read here; make a ply of it: npx @playcanvas",
+    "render a.spz": "a.spz: not an SPZ file, or a damaged one: not in gzip's format",
+    "render a.ksplat": "a.ksplat: a .ksplat file, which is not read here; make a ply of it: npx @playcanvas",
+    "export": "asset: expected one Gaussian splat, or the folder of a run, got none",
+    "export good.ply": "OUT: expected files to write, which end in .ply, .compressed.ply, .spz",
+    "export nowhere.ply a.spz": "asset: expected a Gaussian splat or the folder of a run, got nowhere.ply",
+    "export folder a.spz": "asset: expected a Gaussian splat or the folder of a run, got folder, which is",
+    "export nan.ply a.spz": "nan.ply: vertex 1: x is nan",
+    "export good.ply a.spz a.obj": "OUT: expected a name that ends in .ply, .compressed.ply, .spz, .splat",
+    "export good.ply good.ply": "OUT: expected another file than the asset, got good.ply",
+    "export good.ply .ply": "OUT: expected another file than the asset, got good.ply",
+    "export good.ply b.spz b.spz": "OUT: expected each file once, got b.spz twice",
+    "export good.ply good.ply/a.spz": "cannot write good.ply/a.spz",
+    "export good.ply b.spz --orientation up": "--orientation: expected one of y, -y, z, -z, x, -x, got 'up'",
+    "export good.ply b.spz --spz-version 1": "--spz-version: expected one of 2, 3, 4, got '1'",
+    "export good.ply b.spz --size 3": "--size: no such option of export",
     "render good.ply --output turn.gif": "--output: expected FILE.mp4, FILE.png or a folder, got turn.gif",
     "render good.ply --stills --output a.mp4": "--output: expected a folder for stills, got a.mp4",
     "render good.ply --output good.ply/a.png": "cannot write good.ply/a.png",
@@ -196,6 +210,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nan = b"\x00\x00\xc0\x7f"
     (folder / "a.spz").write_bytes(b"\x1f\x8b")
     (folder / "empty.ply").write_bytes(b"")
+    (folder / "a.ksplat").write_bytes(b"whatever")
     (folder / "header.ply").write_bytes(good.replace(b"element vertex", b"element vertices of"))
     (folder / "truncated.ply").write_bytes(good[:-5])
     (folder / "points.ply").write_bytes(header.replace(b"rot_0", b"red_0") + b"end_header\n" + body)

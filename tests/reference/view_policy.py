@@ -46,6 +46,6 @@ def view_policy(
     added = torch.zeros_like(pictures)
     for v, (g, _, _) in enumerate(found):
         towards = alpha[v] * fields(g)
-        added[v] = -2 * wishes.policy_weight * signal * pull[v].norm() * towards / towards.norm()
+        added[v] = -4 * wishes.policy_weight * signal * pull[v].norm() * towards / towards.norm()
     told = {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std()), "signal": signal}
     return added, kept | {"view_signal": sums}, told

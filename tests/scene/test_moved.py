@@ -67,7 +67,7 @@ def test_pictures_of_pairs_are_those_of_the_moved_scene_from_the_views_in_turn(m
     moved = fresh()
     pictures = moved.pictures_of(phi, actions, moves)
     assert pictures.shape == (4, 2, 3, SIZE, SIZE)
-    assert len(moved.overflows) == (1 if moves == "colors" else 8)  # renderings
+    assert len(moved.overflows) == (1 if moves == "colors" else 9)  # renderings
     for k, pair in enumerate(rows_of(phi, actions)):
         for side, offsets in enumerate(pair):
             expected = fresh().picture_of(offsets, k % 3)[0]
@@ -79,6 +79,18 @@ def test_the_picture_of_another_colour_may_be_smaller_than_the_reward_sees():
     actions = actions * moved_channels("colors")
     picture = moved_of(gaussians, 16, 32).pictures_of(phi, actions, "colors")[0, 0]
     assert torch.allclose(picture, moved_of(gaussians, 16, 32).picture_of(phi @ actions[0], 0)[0], atol=1e-5)
+
+
+def test_what_the_cameras_see_of_other_numbers():
+    gaussians, values = cloud(), normal(60, 4)
+    values[:, 3] = 1
+    moved = moved_of(gaussians)
+    seen = moved.shown(values)
+    views = gaussians.render(orbit(3), SIZE, SIZE)
+    assert torch.allclose(seen[:, 3], views.alpha, atol=1e-6)
+    again = moved.shown(-values)
+    assert torch.equal(again, -seen)
+    assert len(moved.overflows) == 1  # rendered once
 
 
 def test_no_move_shows_the_scene_and_rows_that_are_not_in_use_stay_unseen():
@@ -115,13 +127,15 @@ def test_units_are_those_of_the_chain_rule(sh_degree):
     assert torch.allclose(in_units(gradients), leaf.grad)
 
 
-def test_a_pull_adds_its_own_length_in_norms_of_each_gaussians_gradient():
+def test_a_pull_adds_its_own_length_in_norms_of_each_gaussians_gradient_across_it():
     gaussians = cloud(sh_degree=1)
     gradients = {name: normal(*getattr(gaussians, name).shape, seed=5).double() for name in PARAMETERS}
     pull = normal(60, CHANNELS).double()
     changed = pulled(gradients, pull)
     difference = in_units(changed) - in_units(gradients)
-    assert torch.allclose(difference, in_units(gradients).norm(dim=1, keepdim=True) * pull)
+    own, along = in_units(gradients), pull / pull.norm(dim=1, keepdim=True)
+    across = (own.square().sum(1) - (own * along).sum(1).square()).sqrt()
+    assert torch.allclose(difference, across[:, None] * pull)
     assert torch.equal(changed["quats"], gradients["quats"])
     assert torch.equal(changed["sh"][:, 1:], gradients["sh"][:, 1:])
     assert all(torch.equal(tensor, gradients[name]) for name, tensor in pulled(gradients, 0 * pull).items())

@@ -15,7 +15,7 @@ NAME = "embedded"
 
 
 def load(wanted: PriorSettings) -> EmbeddedPrior:
-    """The prior of the package, or one like it in a folder. It has its own dtype, codec and views."""
+    """The prior of the package, or one like it in a folder. It has its own codec and views."""
     from ddpo3d_fast.priors.embedded import FOLDER, EmbeddedPrior
     from ddpo3d_fast.priors.find import find_pipeline
 
@@ -23,7 +23,7 @@ def load(wanted: PriorSettings) -> EmbeddedPrior:
     for argument, value in (("--codec", wanted.codec), ("--lora", wanted.lora)):
         if value:
             raise InputError(f"{argument}: expected none with the embedded prior, got {value!r}")
-    return EmbeddedPrior(folder, wanted.device, wanted.runtime, wanted.calls)
+    return EmbeddedPrior(folder, wanted.device, wanted.runtime, wanted.calls, wanted.dtype)
 
 
 def check(config: Config) -> None:
@@ -43,7 +43,7 @@ KIND = PriorKind(
     check=check,
     small=True,
     presets={
-        "draft": {"schedule": {"steps": 70, "noises": 2, "views": 2}, "scene": {"gaussians": 1500}},
+        "draft": {"schedule": {"steps": 70, "views": 2}, "scene": {"gaussians": 1500}},
         "standard": {},
         "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 6000}},
     },
