@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddpo3d_fast import compat, kernels
 from ddpo3d_fast.files import write_text
+from ddpo3d_fast.info import machine
 
 SIZE, VIEWS, HELD_OUT, ENOUGH = 96, 24, 4, 30.0  # px; ...; dB
 
@@ -253,7 +254,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help=", ".join(CLIENTS))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     compat.install(diff_gaussian_rasterization="inverse-depth")
@@ -275,7 +276,8 @@ def main() -> int:
             flush=True,
         )
     if arguments.json:
-        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
+        table = {"machine": machine(), "clients": rows}
+        write_text(arguments.json, json.dumps(table, indent=1) + "\n")
     return int(any(row["psnr"] < ENOUGH for row in rows))
 
 
