@@ -181,14 +181,13 @@ def guidances_of(
     if wishes.policy in ("view", "scene"):  # a guidance of its own, beside plain distillation
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
-    if scorer is not None and wishes.policy_weight > 0:
-        if wishes.policy == "view":
-            guidances.append(ViewPolicy(scorer, config, device, clock))
-        if wishes.policy == "scene":
-            moved = scene.moved_channels(wishes.policy_moves)
-            guidances.append(ScenePolicy(scorer, config, moved, device, clock))
+    if scorer is not None and wishes.policy == "view" and wishes.policy_weight > 0:
+        guidances.append(ViewPolicy(scorer, config, device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
+    if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
+        moved = scene.moved_channels(wishes.policy_moves)  # last: the others make way for it
+        guidances.append(ScenePolicy(scorer, config, moved, device, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
 
 
