@@ -180,6 +180,7 @@ def _generate(words: list[str]) -> None:
     with _without_collection():
         from ddpo3d_fast.arguments import generate_settings, to_config
         from ddpo3d_fast.configure import validate
+        from ddpo3d_fast.priors import kind_of
         from ddpo3d_fast.progress import Progress
         from ddpo3d_fast.run import RunFolder
 
@@ -187,11 +188,14 @@ def _generate(words: list[str]) -> None:
         _check_mesh(settings)
         if settings.resume is not None:
             folder = RunFolder.open(settings.resume)
+            kind_of(folder.config.distillation.model).ahead(folder.config)
             config = validate(_with_steps(folder.config, settings, words))
         else:
+            config = to_config(settings)
+            kind_of(config.distillation.model).ahead(config)
             from ddpo3d_fast.build import with_default_reward
 
-            config = with_default_reward(validate(to_config(settings)))
+            config = with_default_reward(validate(config))
             folder = RunFolder.create(config, settings.overwrite)
 
         from ddpo3d_fast.generate import generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from ddpo3d_fast import openvino_graph
 from ddpo3d_fast.engines import (
     Network,
     OnnxEngine,
@@ -200,11 +202,11 @@ def test_the_processor_is_asked_for_bf16(
     text = f"processor : 0\nmodel name : a\nflags\t\t: {flags}\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
-    openvino.computes_bf16.cache_clear()
+    openvino_graph.computes_bf16.cache_clear()
     try:
-        assert openvino.computes_bf16() is bf16
+        assert openvino_graph.computes_bf16() is bf16
     finally:
-        openvino.computes_bf16.cache_clear()
+        openvino_graph.computes_bf16.cache_clear()
 
 
 def test_a_precision_that_is_not_to_be_had_is_one_line(native: list[bool]) -> None:
@@ -281,3 +283,46 @@ import openvino_telemetry
         env={"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
     )
     assert (done.stdout, done.stderr) == ("quiet\nimported\n", "")
+
+
+def test_what_began_ahead_is_what_would_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and for these sizes and this number of threads alone."""
+    given, expected = items(4), OpenVinoEngine(UNET, SINGLE, 4)(**items(4))["prediction"]
+    openvino_graph.begin(UNET, False, 4)
+    threads = len(os.sched_getaffinity(0))
+    assert openvino_graph.begun(UNET, False, 4, threads + 1) is None
+    assert openvino_graph.begun(UNET, True, 4, threads) is None
+    monkeypatch.setattr("ddpo3d_fast.engines.openvino.get_num_threads", lambda: threads)
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpo3d_fast.engines.openvino.read", None)
+        engine = OpenVinoEngine(UNET, SINGLE, 4)
+    assert torch.equal(engine(**given)["prediction"], expected)
+    assert openvino_graph.begun(UNET, False, 4, threads) is None
+
+
+def test_what_went_wrong_ahead_is_told_when_it_is_needed(tmp_path: Path) -> None:
+    openvino_graph.begin(tmp_path / "model.onnx", False, 4)
+    with pytest.raises(InputError, match="found no such file"):
+        OpenVinoEngine(tmp_path / "model.onnx", SINGLE, 4)
+
+
+@needs_bf16
+def test_a_run_begins_with_its_unet_before_torch_is_imported() -> None:
+    code = """
+import sys
+from ddpo3d_fast import openvino_graph
+begun = []
+openvino_graph.begin = lambda *of: begun.append(of)
+from ddpo3d_fast.configure import preset
+from ddpo3d_fast.priors.kinds.embedded import KIND
+KIND.ahead(preset("standard", "a red mushroom"))
+print("torch" in sys.modules)
+from ddpo3d_fast.build import load_models
+import ddpo3d_fast.engines.openvino as engine
+import torch
+engine.begun = lambda *of: begun.append(of)
+load_models(preset("standard", "a red mushroom"), torch.device("cpu"))
+print(begun[0][:3] == begun[1][:3])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\nTrue\n", "")
