@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
-from ddpo3d_fast.guidance.scaling import DECAY, NONE, beyond_chance, score_function_gradient
+from ddpo3d_fast.guidance.scaling import DECAY, NONE, NORMS, beyond_chance, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
@@ -25,7 +25,6 @@ BANDS = (1.5, 6.0, 24.0)
 WAVES = 4  # a band
 FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
-NORMS = 4.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
 
 
 class ScenePolicy(Guidance):
