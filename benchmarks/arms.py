@@ -21,10 +21,13 @@ SEVEN = {"views": 1, "noises": 7}
 ARMS: dict[str, dict[str, Any]] = {
     "all": {},
     "sds": {"reward": NONE},
+    "sds7": {"reward": NONE, "schedule": SEVEN},
     "guide": {"reward": {"policy_weight": 0.0}},
     "noise": {"reward": {"policy": "noise", **ALONE}},
     "noise7": {"reward": {"policy": "noise", **ALONE}, "schedule": SEVEN},
     "rewardsds": {"reward": {"policy": "noise", "baseline": "rewardsds", **ALONE}, "schedule": SEVEN},
+    "latent": {"reward": {"policy": "latent", **ALONE}},
+    "view": {"reward": {"policy": "view", **ALONE}},
     "scene": {"reward": {"policy": "scene", **ALONE}},
     "shuffled": {"reward": {"policy": "scene", "shuffle_advantages": True, **ALONE}},
     **{name: {"reward": NONE, "distillation": {"residual": name}} for name in ("csd", "nfsd", "ism", "sdi")},

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddpo3d_fast import compat, kernels
 from ddpo3d_fast.files import write_text
+from ddpo3d_fast.info import machine
 
 SIZE, VIEWS, HELD_OUT, ENOUGH = 96, 24, 4, 30.0  # px; ...; dB
 
@@ -253,7 +254,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("clients", nargs="*", metavar="CLIENT", help=", ".join(CLIENTS))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     compat.install(diff_gaussian_rasterization="inverse-depth")
@@ -262,21 +263,15 @@ def main() -> int:
         torch.manual_seed(0)
         start = time.perf_counter()
         pictures = CLIENTS[name](scene, arguments.steps)
+        seconds = time.perf_counter() - start
         rows.append(
-            {
-                "client": name,
-                "steps": arguments.steps,
-                "psnr": round(psnr(pictures, scene), 2),
-                "seconds": round(time.perf_counter() - start, 1),
-            }
+            {"client": name, "steps": arguments.steps, "held_out_db": round(psnr(pictures, scene), 2)}
         )
-        print(
-            "{client:28} {steps:5} steps  {psnr:6.2f} dB held out  {seconds:6.1f} s".format(**rows[-1]),
-            flush=True,
-        )
+        print(f"{name:28} {rows[-1]['held_out_db']:6.2f} dB after {arguments.steps} steps, {seconds:.0f} s")
     if arguments.json:
-        write_text(arguments.json, json.dumps(rows, indent=2) + "\n")
-    return int(any(row["psnr"] < ENOUGH for row in rows))
+        table = {"machine": machine(), "clients": rows}
+        write_text(arguments.json, json.dumps(table, indent=1) + "\n")
+    return int(any(row["held_out_db"] < ENOUGH for row in rows))
 
 
 if __name__ == "__main__":

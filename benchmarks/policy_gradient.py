@@ -104,8 +104,8 @@ def evaluations_per_step(config: Config) -> float:
 
 def arm_config(config: Config, arm: str) -> Config:
     """The settings of an arm, with as many steps as make the UNet evaluations those of `sds`."""
-    schedule = config.schedule
-    config = replace(config, reward=replace(config.reward, **ARMS[arm]))
+    schedule = replace(config.schedule, noises=config.schedule.actions(True))  # in steps without policy, too
+    config = replace(config, schedule=schedule, reward=replace(config.reward, **ARMS[arm]))
     steps = schedule.steps * schedule.views * schedule.noises / evaluations_per_step(config)
     return replace(config, schedule=replace(schedule, steps=max(1, round(steps))))
 

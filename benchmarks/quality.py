@@ -9,12 +9,12 @@ colour, and for half of those with a second material a second colour. An arm is 
 `all`; NAME*W weighs its policy and guide W times as much. With the first one the others are compared.
 
     all        the settings as they are
-    sds        score distillation alone
+    sds        score distillation alone; sds7 with one view and seven noises a step
     guide      and the reward's own gradient on the views
     noise      and the noise policy; noise7 with one view and seven noises a step
     rewardsds  noise7, its noises weighed as RewardSDS has it
-    scene      and the scene policy
-    shuffled   the same with its advantages in a random order: the control
+    latent view scene  and that policy
+    shuffled   scene with its advantages in a random order: the control
     csd nfsd ism sdi   score distillation alone, by another objective
 
 Each asset is judged from 8 views between the training elevations:

@@ -88,7 +88,8 @@ def section(
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     prompts, seeds = (len({row[key] for row in rows}) for key in ("prompt", "seed"))
     lines = {(line["measure"], line["arm"]): line for line in paired.summary(rows, measures, base)}
-    head = f"{len(rows)} assets: {prompts} prompts, {seeds} seeds, preset {options.preset}, on {machine()}."
+    head = f"{len(rows)} assets: {prompts} prompts, {seeds} seed{'s' * (seeds > 1)}, preset "
+    head += f"{options.preset}; {machine()}."
     text = ["## Arms beside each other", "", head, ""]
     text += [f"| | {' | '.join(arms)} |", f"|---|{'---|' * len(arms)}"]
     for measure in measures:

@@ -1,9 +1,10 @@
 """Seconds per asset, by part: what a person waits for the command, from its start to its last file.
 
     python benchmarks/seconds_per_asset.py [--presets draft standard] [--prompts "a red mushroom" ...]
-        [--seeds 0 1] [--model NAME] [--reward NAME ...] [--baseline] [--json FILE] [--keep DIR]
-        [-- flags of generate]
+        [--seeds 0 1] [--model NAME] [--reward NAME ...] [--baseline | --against PATH] [--json FILE]
+        [--keep DIR] [-- flags of generate]
 
+    python benchmarks/seconds_per_asset.py --against ../an-older-checkout --json results.json
     python benchmarks/seconds_per_asset.py --model random:sd21 --baseline --json results.json
 
 Every run is a process of its own. `start` is what lies outside the loop's own clock: Python, imports, the end
@@ -19,6 +20,11 @@ than those of an object.
 with one noise a view and without the reward, the baseline's own work; and `baseline`, the same schedule the
 way DreamGaussian writes it (dreamgaussian_baseline.py). The ratios are medians over these rounds.
 
+`--against PATH` runs another build in turn with this one: a checkout whose extension is built, by its own
+.venv or else by this Python; or an environment that ddpo3d-fast is installed in. The ratios, ours to theirs,
+are medians over the rounds, of the whole and of each part. Both get the same flags; paths in them must be
+absolute.
+
 With another model than the embedded one each program first makes one asset of a few steps that does not
 count: engines are built then, and peers' kernels compiled, which happens once on a machine.
 """
@@ -33,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +72,28 @@ ORDER = (
 
 
 def run(
-    preset: str, prompt: str, seed: int, folder: Path, flags: list[str], program: str = "generate"
+    preset: str,
+    prompt: str,
+    seed: int,
+    folder: Path,
+    flags: list[str],
+    program: str = "generate",
+    build: Build | None = None,
 ) -> dict[str, Any]:
-    """Makes one asset and returns its row of figures. `program`: generate, distillation or baseline.
+    """Makes one asset and returns its row of figures. `program`: generate, distillation, baseline, or
+    against, which is generate of another `build`.
 
     `finite` says whether all numbers stayed so: what is lost on the way is rendered in no time.
     """
     command = [*(BASELINE if program == "baseline" else GENERATE)]
+    environment, where = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ, None  # as generate has it
+    if build is not None:
+        command[0], where = build.python, build.path
+        environment["PYTHONPATH"] = str(build.path)
     command += ["--preset", preset, "--prompt", prompt, "--seed", str(seed), "--output", str(folder), *flags]
     command += DISTILLATION_ALONE if program == "distillation" else ()
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # as generate has it
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where)
     wall = time.perf_counter() - began
     if done.returncode:
         sys.exit(done.stderr.strip() or f"{program} ended with exit code {done.returncode}")
@@ -96,6 +113,43 @@ def run(
     return row
 
 
+@dataclass(frozen=True)
+class Build:
+    """Another build than this one."""
+
+    path: Path
+    python: str
+    version: str
+
+    @classmethod
+    def at(cls, path: Path) -> Build:
+        """That of a checkout or an environment. Raises InputError for a path that is neither, or where it
+        cannot be imported."""
+        path = path.resolve()
+        own = next((p for p in (path / "bin/python", path / ".venv/bin/python") if p.is_file()), None)
+        if own is None and not (path / "ddpo3d_fast").is_dir():
+            raise InputError(f"--against: expected a checkout or an environment, got {path}")
+        python = str(own or sys.executable)
+        code = "import ddpo3d_fast, ddpo3d_fast._C; print(ddpo3d_fast.__version__)"
+        environment = os.environ | {"PYTHONPATH": str(path)}
+        command = [python, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise InputError(f"--against: {path} cannot be run: {reason}")
+        return cls(path, python, with_commit(done.stdout.strip(), path))
+
+
+def with_commit(number: str, path: Path) -> str:
+    """A version, and the commit that a checkout is at."""
+    command = ["git", "-C", str(path), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # no git
+        return number
+    return number if done.returncode else f"{number} at {done.stdout.strip()}"
+
+
 def loop_seconds(row: dict[str, Any]) -> float:
     """Of a run, without what comes before its steps and after them."""
     outside = ("start", "setup", "export")
@@ -106,13 +160,10 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How many times the seconds of ours the baseline takes, in the loop and in all: for each preset and
     program the median over the rounds that the two have in common."""
 
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["preset"], row["prompt"], row["seed"]
-
-    baselines = {key(row): row for row in rows if row["program"] == "baseline"}
+    baselines = {_round(row): row for row in rows if row["program"] == "baseline"}
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
-        if row["program"] != "baseline" and (other := baselines.get(key(row))):
+        if row["program"] != "baseline" and (other := baselines.get(_round(row))):
             loop = loop_seconds(other) / loop_seconds(row)
             wall = other["seconds"]["wall"] / row["seconds"]["wall"]
             pairs.setdefault((row["preset"], row["program"]), []).append((loop, wall))
@@ -125,6 +176,29 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for (preset, program), found in pairs.items()
     ]
+
+
+def ratios_by_part(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Our seconds in units of the other build's, by preset and part: medians over the rounds. Parts that
+    take the other less than 0.05 s are left out."""
+    ours = {_round(row): row for row in rows if row["program"] == "generate"}
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["program"] != "against" or _round(row) not in ours:
+            continue
+        parts = found.setdefault(row["preset"], {})
+        for part, seconds in row["seconds"].items():
+            if seconds >= 0.05:
+                own = ours[_round(row)]["seconds"].get(part, 0.0)
+                parts.setdefault(part, []).append(own / seconds)
+    return {
+        preset: {part: statistics.median(parts[part]) for part in ORDER if part in parts}
+        for preset, parts in found.items()
+    }
+
+
+def _round(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["preset"], row["prompt"], row["seed"]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -174,32 +248,38 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", action="store_true", help="beside it the same schedule as DreamGaussian has it"
     )
+    parser.add_argument("--against", type=Path, metavar="PATH", help="beside it the build that is there")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--keep", type=Path, help="keep the run folders here")
     parser.add_argument("flags", nargs="*", help="after --: passed on to generate")
     options = parser.parse_args(words)
     if options.baseline and options.model == "embedded":
         parser.error("--baseline: expected a --model of Stable Diffusion 1.x or 2.x, got the embedded prior")
+    if options.baseline and options.against:
+        parser.error("--baseline, --against: expected one of them, got both")
     options.presets = options.presets or ["draft", "standard"][options.model != "embedded" :]
     return options
 
 
-def measure(options: argparse.Namespace, flags: list[str], folder: Path) -> list[dict[str, Any]]:
+def measure(
+    options: argparse.Namespace, flags: list[str], folder: Path, other: Build | None = None
+) -> list[dict[str, Any]]:
     """The rows of all runs; the programs take turns."""
     programs = ["generate", "distillation", "baseline"] if options.baseline else ["generate"]
+    builds = dict.fromkeys(programs) | ({"against": other} if other else {})
     if options.model != "embedded":
-        for program in programs:
+        for program, build in builds.items():
             print(f"warm-up: {program}", file=sys.stderr, flush=True)
             first = options.presets[0], options.prompts[0], options.seeds[0]
-            run(*first, folder / f"warm-up-{program}", [*flags, *WARM_UP], program)
+            run(*first, folder / f"warm-up-{program}", [*flags, *WARM_UP], program, build)
     rows = []
     for preset in options.presets:
         for prompt in options.prompts:
             for seed in options.seeds:
-                for program in programs:
+                for program, build in builds.items():
                     name = f"{preset}-{prompt.replace(' ', '-')}-{seed}"
-                    name += f"-{program}" if options.baseline else ""
-                    rows.append(run(preset, prompt, seed, folder / name, flags, program))
+                    name += f"-{program}" if len(builds) > 1 else ""
+                    rows.append(run(preset, prompt, seed, folder / name, flags, program, build))
                     print(f"{name}: {rows[-1]['seconds']['wall']:.1f} s", file=sys.stderr, flush=True)
     return rows
 
@@ -207,11 +287,17 @@ def measure(options: argparse.Namespace, flags: list[str], folder: Path) -> list
 def main() -> None:
     options = parse_options()
     flags = model_flags(options.model, options.reward) + options.flags
-    load = os.getloadavg()[0]
+    other = Build.at(options.against) if options.against else None
+    load, version = os.getloadavg()[0], with_commit(__version__, Path(__file__).parent)
     print(f"{machine()}, load {load:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        rows = measure(options, flags, options.keep or Path(temporary))
+        rows = measure(options, flags, (options.keep or Path(temporary)).resolve(), other)
     print(table(rows))
+    by_part = ratios_by_part(rows)
+    for preset, parts in by_part.items():
+        each = ", ".join(f"{part} {ratio:.2f}" for part, ratio in parts.items() if part != "wall")
+        assert other is not None
+        print(f"{preset}: {version} takes {parts['wall']:.2f} times the seconds of {other.version}: {each}")
     compared = ratios(rows)
     for each in compared:
         print(
@@ -221,7 +307,8 @@ def main() -> None:
     for program in dict.fromkeys(row["program"] for row in rows if not row["finite"]):
         print(f"{program}: numbers were lost (not finite), so that its seconds mean nothing")
     if options.json:
-        facts = {"machine": machine(), "load": load, "version": __version__, "model": options.model}
+        facts = {"machine": machine(), "load": load, "version": version, "model": options.model}
+        facts |= {"against": {"version": other.version, "ratios": by_part}} if other else {}
         data = facts | {"flags": options.flags, "rows": rows} | ({"ratios": compared} if compared else {})
         write_text(options.json, json.dumps(data, indent=2) + "\n")
 

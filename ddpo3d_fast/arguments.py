@@ -238,10 +238,11 @@ class EnginesBuild:
     """reward, as for generate; repeat the flag for several (default: the model's)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """processor that the run will be on; auto: CUDA where it can be used, else the CPU"""
-    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
+    runtime: Literal["auto", "tensorrt", "openvino", "onnxruntime", "torch"] = "auto"
     """library that will run the networks; torch needs nothing built, nor do the embedded models with auto"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """dtype that the networks will compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """dtype that the networks will compute in; auto: fp16 on a GPU, bf16 on a CPU that computes in it where
+    OpenVINO is there, else fp32"""
     verbose: Annotated[_Switch, tyro.conf.arg(aliases=["-v"])] = False
     """print details, and the stack trace of an error"""
 

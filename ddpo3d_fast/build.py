@@ -181,14 +181,13 @@ def guidances_of(
     if wishes.policy in ("view", "scene"):  # a guidance of its own, beside plain distillation
         distilled = dataclasses.replace(config, reward=dataclasses.replace(wishes, policy_weight=0.0))
     guidances: list[Guidance] = [ScoreDistillation(prior, prompt, scorer, distilled, clock)]
-    if scorer is not None and wishes.policy_weight > 0:
-        if wishes.policy == "view":
-            guidances.append(ViewPolicy(scorer, config, device, clock))
-        if wishes.policy == "scene":
-            moved = scene.moved_channels(wishes.policy_moves)
-            guidances.append(ScenePolicy(scorer, config, moved, device, clock))
+    if scorer is not None and wishes.policy == "view" and wishes.policy_weight > 0:
+        guidances.append(ViewPolicy(scorer, config, device, clock))
     if scorer is not None and scorer.differentiable and wishes.guide_weight > 0:
         guidances.append(RewardGuide(scorer, config.prompt, wishes.guide_weight, clock))
+    if scorer is not None and wishes.policy == "scene" and wishes.policy_weight > 0:
+        moved = scene.moved_channels(wishes.policy_moves)  # last: the others make way for it
+        guidances.append(ScenePolicy(scorer, config, moved, device, clock))
     return (*guidances, AlphaPenalty(config.scene.alpha_penalty))
 
 
@@ -202,7 +201,15 @@ def pictures_scored(config: Config) -> int:
     schedule, wishes = config.schedule, config.reward
     if wishes.policy in ("view", "scene"):
         return 2 * wishes.policy_pairs
-    return schedule.views * (schedule.noises if wishes.reward_of == "action" else 1)
+    return schedule.views * (schedule.actions(True) if wishes.reward_of == "action" else 1)
+
+
+def compares(config: Config) -> bool:
+    """Whether the policy compares actions of a view, so that the prior sees as many of it."""
+    wishes = config.reward
+    if wishes.policy == "latent":
+        return wishes.policy_weight > 0
+    return wishes.policy == "noise" and wishes.policy_weight > 0 and wishes.reward_of == "action"
 
 
 def load_models(
@@ -225,7 +232,7 @@ def load_models(
         codec=model.codec,
         lora=[adapter(text) for text in model.lora],
         interpolate_views=model.interpolate_views,
-        calls=calls_of(schedule, predictions(config)),
+        calls=calls_of(schedule, predictions(config), compares(config)),
     )
     prompts = config.prompt, config.negative_prompt
     prior = models(wanted, lambda: load_prior(dataclasses.replace(wanted, prompts=prompts)))

@@ -71,10 +71,10 @@ def validate(config: Config) -> Config:
                 f"--baseline: expected group or running with --policy {reward.policy}, got rewardsds"
             )
         least = {"group": 2, "rewardsds": 4}[reward.baseline]
-        if config.schedule.noises < least:
+        if config.schedule.actions(True) < least:
             raise InputError(
                 f"--noises: expected at least {least} for a policy gradient with the {reward.baseline} "
-                f"baseline, got {config.schedule.noises}"
+                f"baseline, got {config.schedule.actions(True)}"
             )
         if reward.reward_of == "render":
             raise InputError(

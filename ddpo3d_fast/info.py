@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "torch",
+    "openvino",
     "onnxruntime",
     "tensorrt",
     "onnx",
@@ -223,14 +224,14 @@ def _scorer(device: torch.device) -> tuple[dict[str, Any] | None, str]:
         scorer = EmbeddedReward(RewardSettings(device))
     except InputError as error:
         return None, f"unusable: {error}"
-    return _folder(FOLDER), f"torch {_version('torch')}, {scorer.device.type.upper()}"
+    return _folder(FOLDER), scorer.runtime
 
 
 def _networks(device: torch.device) -> str:
     """What would run other models than the embedded ones, and why nothing faster does."""
     from ddpo3d_fast.engines import choose_runtime, unavailable
 
-    best = "onnxruntime" if device.type == "cpu" else "tensorrt"
+    best = "openvino" if device.type == "cpu" else "tensorrt"
     reason = unavailable(best, device)
     return choose_runtime("auto", device) + (f"; {best}: {reason}" if reason else "")
 

@@ -16,8 +16,8 @@ from ddpo3d_fast.priors import kind_of
 from ddpo3d_fast.scene import Textured
 from ddpo3d_fast.settings import Config
 
-RATE = 0.01  # Adam's, of colours in [0, 1], at the first step
-HIGHEST = 0.5
+RATE = 0.005  # Adam's, of colours in [0, 1], at the first step
+HIGHEST = 0.7
 """Timestep that a refinement begins at, as a fraction of the training timesteps: the picture is there, and
 more noise would hide it"""
 

@@ -84,11 +84,12 @@ def sizes_at(schedule: Schedule, picture_size: int, fraction: float) -> tuple[in
     return rendered, seen
 
 
-def calls_of(schedule: Schedule, groups: int) -> list[Call]:
+def calls_of(schedule: Schedule, groups: int, compares: bool) -> list[Call]:
     """The shapes that the prior will be called with, for engines that are built for theirs; `groups` are its
-    predictions an item."""
+    predictions an item, `compares` whether a policy compares noises in some of the steps."""
     scales = dict.fromkeys(schedule.picture_scales)
-    return [Call(schedule.views, schedule.noises, scale, groups) for scale in scales]
+    noises = dict.fromkeys(schedule.actions(compared) for compared in (compares, False))
+    return [Call(schedule.views, each, scale, groups) for scale in scales for each in noises]
 
 
 @dataclass(frozen=True)

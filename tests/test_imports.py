@@ -26,7 +26,7 @@ LEVELS = (
     ("hub",),
     ("engines", "compat"),
     ("kernels", "settings", "resampling", "step", "vectors"),
-    ("files", "sources", "extras"),
+    ("files", "sources", "extras", "openvino_graph"),
     ("errors",),
     ("__init__",),
 )

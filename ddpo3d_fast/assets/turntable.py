@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,11 +17,14 @@ from ddpo3d_fast.assets.images import to_uint8
 from ddpo3d_fast.files import atomic_path
 
 FPS = 30  # frames a second
+AHEAD = 8  # frames that may wait for the encoder
 QUALITY = 18  # x264's constant rate factor, 0 (lossless) to 51 (worst)
 
 
 def write_turntable(path: str | Path, frames: Iterable[Tensor]) -> None:
     """Writes frames as an mp4, atomically, one by one as they come. The same frames give the same bytes.
+
+    While one is encoded, on a thread of its own, the next one is made.
 
     H.264 with halved colour resolution wants even sides, so an odd side gets its last row or column twice.
 
@@ -31,7 +37,12 @@ def write_turntable(path: str | Path, frames: Iterable[Tensor]) -> None:
         InputError: the file cannot be written.
     """
     shape: tuple[int, ...] | None = None
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4") as container,
+        ThreadPoolExecutor(1) as encoder,
+    ):
+        encoded: deque[Future[None]] = deque()
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         for frame in frames:
             if shape is None:
@@ -48,7 +59,15 @@ def write_turntable(path: str | Path, frames: Iterable[Tensor]) -> None:
             pixels = to_uint8(frame).cpu().numpy()
             padded = np.pad(pixels, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(padded), format="rgb24")
-            container.mux(stream.encode(picture))
+            if len(encoded) == AHEAD:
+                encoded.popleft().result()
+            encoded.append(encoder.submit(_encode, container, stream, picture))
         if shape is None:
             raise ValueError("frames: expected at least one, got none")
-        container.mux(stream.encode())
+        for each in (*encoded, encoder.submit(_encode, container, stream, None)):
+            each.result()
+
+
+def _encode(container: Any, stream: Any, picture: Any) -> None:
+    """A picture; None: what the encoder has held back."""
+    container.mux(stream.encode(picture))

@@ -34,6 +34,7 @@ def install(*, gsplat: str | None = None, diff_gaussian_rasterization: str = "or
     functions.use(gsplat)
     functions.version()
     rasterizer.use(diff_gaussian_rasterization)
+    neighbours._C = neighbours  # type: ignore[attr-defined]
     for prefix in ("", *(f"{name}." for name in BRINGING)):
         sys.modules[f"{prefix}diff_gaussian_rasterization"] = rasterizer
         sys.modules[f"{prefix}simple_knn"] = neighbours
@@ -70,10 +71,7 @@ def _stand_for_gsplat() -> None:
             if name not in ("use", "version"):
                 setattr(module, name, getattr(functions, name))
         sys.modules[place] = module
-    package = sys.modules["gsplat"]
-    vars(package).update(
-        __version__=functions.version(),
-        rendering=sys.modules["gsplat.rendering"],
-        relocation=sys.modules["gsplat.relocation"],
-        cuda=sys.modules["gsplat.cuda"],
-    )
+        parent, _, child = place.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    sys.modules["gsplat"].__version__ = functions.version()  # type: ignore[attr-defined]

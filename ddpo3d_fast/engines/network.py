@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Network:
     expected: dict[str, Tensor] = field(default_factory=dict)  # right outputs for `inputs`, where stored
     shapes: tuple[dict[str, tuple[int, ...]], ...] = ()  # of every input in the calls to come, where known
     channels_last: bool = True  # how torch lays out pictures and weights; False: as they come
+    graph: Path | None = None  # in ONNX and float32, where it ships; else one is exported where needed
     base: nn.Module | None = None  # `module` before adapters: other weights alone; TensorRT refits its plan
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -19,6 +18,8 @@ class OnnxEngine:
         """Raises InputError if the graph is missing or cannot be read."""
         if not graph.is_file():
             raise InputError(f"{graph}: expected an ONNX graph, found no such file")
+        import onnxruntime  # which takes a while, and may not be needed
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = get_num_threads()
         options.log_severity_level = 3

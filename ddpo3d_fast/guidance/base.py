@@ -32,7 +32,8 @@ def told_of(name: str, scores: Scores) -> Tensors:
 
 class Movable(Protocol):
     """A scene to look at from a step's V cameras, a little changed. What its rows and channels are is the
-    scene's own business; a 1 in one channel shows about as much as in another."""
+    scene's own business, but that the first three channels are red, green and blue; a 1 in one channel shows
+    about as much as in another."""
 
     channels: int
 
@@ -51,6 +52,9 @@ class Movable(Protocol):
     def pictures_of(self, phi: Tensor, actions: Tensor, moves: str) -> Tensor:
         """[K, 2, 3, S, S] in [0, 1], what camera k mod V sees of it changed by phi [R, F] @ actions[k], of
         actions [K, F, channels], and by the opposite. They are 0 but for what `moves` names."""
+
+    def shown(self, values: Tensor) -> Tensor:
+        """[V, F, S, S] what the cameras see of numbers of its rows [R, F] in place of colours, over zeros."""
 
 
 class Seen(NamedTuple):

@@ -32,7 +32,7 @@ class ScoreDistillation(Guidance):
     ) -> None:
         """`prompt` is what the prior has understood; `scorer` may be None where the policy weight is 0."""
         self.prior, self.prompt, self.timer = prior, prompt, timer
-        self.seed, self.noises, self.policy = config.seed, config.schedule.noises, config.reward
+        self.seed, self.schedule, self.policy = config.seed, config.schedule, config.reward
         self.objective = OBJECTIVES[config.distillation.residual]
         self.arithmetic = Arithmetic(
             prediction_type=prior.prediction_type,
@@ -70,7 +70,7 @@ class ScoreDistillation(Guidance):
         }
         if self.policy.shuffle_advantages:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
-            inputs["lots"] = torch.rand(len(step.timesteps), self.noises, generator=generator)
+            inputs["lots"] = torch.rand(len(step.timesteps), self.schedule.actions(True), generator=generator)
         return inputs
 
     def state(self) -> Tensors:
@@ -89,7 +89,9 @@ class ScoreDistillation(Guidance):
         with self.timer("predict"):
             conditions = self.prior.conditions(self.prompt, inputs["seen_from"])
         latents, pull_back = self.prior.codec.encode_with_vjp(pictures)
-        noises = 1 if self.latent and acts else self.noises  # its actions share their view's noise
+        compared = acts and self.policy.reward_of == "action"
+        # The latent policy's actions share their view's noise.
+        noises = 1 if self.latent and acts else self.schedule.actions(compared)
         denoised = self._denoised(latents, timesteps, conditions, offset, noises)
         advantages, told = torch.zeros(len(pictures), noises, device=pictures.device), Tensors()
         if acts and not self.latent:

@@ -46,7 +46,7 @@ class LatentPolicy:
     ) -> None:
         self.prior, self.judge, self.arithmetic, self.timer = prior, judge, arithmetic, timer
         self.settings, self.seed = config.reward, config.seed
-        self.views, self.actions = config.schedule.views, config.schedule.noises
+        self.views, self.actions = config.schedule.views, config.schedule.actions(True)
         self.largest = max(config.schedule.picture_scales) * prior.picture_size  # pixels a side
         lowpass = self.settings.policy_exploration == "lowpass"
         self.exploration = Exploration(self.settings.policy_grid if lowpass else 0, prior.codec.patch)

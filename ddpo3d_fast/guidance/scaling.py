@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddpo3d_fast.vectors import length_across
 
-NORMS = 4.0  # of what else pulls, for weight 1 and an estimate without chance
+NORMS = 4.0  # of distillation's, that latents or views are pulled with for weight 1 and no chance
 DECAY = 0.9  # of a mean over steps
 DEVIATIONS = 3.0  # by which a square must be above what chance gives
 NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
-from ddpo3d_fast.guidance.scaling import DECAY, NONE, NORMS, beyond_chance, score_function_gradient
+from ddpo3d_fast.guidance.scaling import DECAY, NONE, beyond_chance, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward, Scores, scores_of
 from ddpo3d_fast.settings import Config
@@ -25,6 +25,8 @@ BANDS = (1.5, 6.0, 24.0)
 WAVES = 4  # a band
 FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
+NORMS = 1.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
+SOLID = 4  # power of a pixel's alpha with which the others make way
 
 
 class ScenePolicy(Guidance):
@@ -71,9 +73,27 @@ class ScenePolicy(Guidance):
         known = self.mean * signal(self.mean, self.variance, self.bands)
         per_row = seen.scene.present.sum().clamp_min(1).sqrt()
         pull = phi @ known / ((phi @ self.mean).norm() / per_row + NONE)
+        share = pull.norm() / per_row
         return Gradient(
-            scene=-NORMS * self.weight * pull, metrics=metrics | {"signal": pull.norm() / per_row}
+            pictures=self._way_made(seen.scene, phi @ known, so_far.pictures, share),
+            scene=-NORMS * self.weight * pull,
+            metrics=metrics | {"signal": share},
         )
+
+    def _way_made(
+        self, scene: Movable, wanted: Tensor, pictures: Tensor | None, share: Tensor
+    ) -> Tensor | None:
+        """[V, 3, S, S] what takes from a gradient of pictures, that of the other guidances, the part against
+        the colours `wanted` [R, C], where there is solid object (gradient surgery, arXiv 2001.06782).
+
+        Where it stayed, distillation could not put the colour right and made the object transparent instead.
+        """
+        if pictures is None:
+            return None
+        shown = scene.shown(torch.cat([wanted[:, :3], scene.present], 1))
+        direction, alpha = torch.nn.functional.normalize(shown[:, :3], dim=1), shown[:, 3:].clamp(0, 1)
+        against = (pictures * direction).sum(1, keepdim=True).clamp_min(0)
+        return -share.clamp(0, 1) * alpha**SOLID * against * direction
 
     def _estimate(self, scene: Movable, phi: Tensor, inputs: Tensors) -> Tensors:
         """Adds a step's pairs to what is known; returns what to report of them."""

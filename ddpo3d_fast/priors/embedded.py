@@ -59,8 +59,10 @@ class EmbeddedPrior:
         device: torch.device | str = "cpu",
         runtime: str = "auto",
         calls: Sequence[Call] = (),
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Runs on `device`, the CPU or CUDA, on one of `load_network`'s runtimes.
+        """Runs on `device`, the CPU or CUDA, on one of `load_network`'s runtimes, in `dtype` (None: as
+        `default_dtype`).
 
         `auto` is the shipped ONNX graph on the CPU and torch elsewhere: to build an engine takes longer than
         the UNet has to compute in a run. `calls` are the steps of the run, where they are known, for an
@@ -86,11 +88,12 @@ class EmbeddedPrior:
             raise InputError(f"{weights}: is no text encoder of this kind ({first_line(error)})") from error
         self._encoder.to(self.device)
         self._unet: Engine
-        if self.device.type == "cpu" and runtime in ("auto", "onnxruntime"):
-            self._unet = _shipped(folder / "unet", calls, fall_back=runtime == "auto")
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and choose_runtime(runtime, self.device, dtype, exports=False) != "torch":
+            self._unet = _shipped(folder / "unet", calls, runtime, dtype)
         else:
-            wanted = choose_runtime("torch" if runtime == "auto" else runtime, self.device)
-            self._unet = load_network(unet_network(folder / "unet", calls), self.device, wanted)
+            wanted = choose_runtime("torch" if runtime == "auto" else runtime, self.device, dtype)
+            self._unet = load_network(unet_network(folder / "unet", calls), self.device, wanted, dtype)
         self.runtime = self._unet.runtime
 
     def prompt(self, text: str, negative: str = "", three: bool = False) -> Prompt:
@@ -163,12 +166,13 @@ class _Unet(nn.Module):
         return self.unet(inputs, timesteps, encoder_hidden_states=tokens, class_labels=pooled).sample
 
 
-def _shipped(folder: Path, calls: Sequence[Call], fall_back: bool) -> Engine:
-    """The shipped graph on the CPU; with `fall_back` the UNet on torch instead, where it disagrees."""
+def _shipped(folder: Path, calls: Sequence[Call], runtime: str, dtype: torch.dtype | None) -> Engine:
+    """The shipped graph on the CPU; for `auto` the UNet on torch instead, where it disagrees."""
+    batch = min((call.groups * call.views * call.actions for call in calls), default=None)
     try:
-        return load_engine(folder / "model.onnx")
+        return load_engine(folder / "model.onnx", runtime, dtype, batch)
     except Disagreement as disagrees:
-        if not fall_back:
+        if runtime != "auto":
             raise
         try:
             engine = load_network(unet_network(folder, calls), "cpu", "torch")

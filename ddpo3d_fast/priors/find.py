@@ -44,7 +44,7 @@ def find_model(
 
 def find_pipeline(wanted: PriorSettings) -> Path:
     """The folder of a prior, with its model_index.json. Raises InputError where there is none."""
-    dtype = wanted.dtype or default_dtype(torch.device(wanted.device))
+    dtype = wanted.dtype or default_dtype(torch.device(wanted.device), wanted.runtime)
     folder = find_model(wanted.model, half=dtype != torch.float32)
     index = folder / "model_index.json"
     if not index.is_file():

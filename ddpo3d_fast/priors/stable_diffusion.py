@@ -49,7 +49,7 @@ class StableDiffusionPrior:
         """
         self.folder, self.device = folder, torch.device(wanted.device)
         runtime, lora = wanted.runtime, wanted.lora
-        self.dtype = wanted.dtype or default_dtype(self.device)
+        self.dtype = wanted.dtype or default_dtype(self.device, runtime)
         self.interpolate_views = wanted.interpolate_views
         if missing := missing_part(self.folder):
             raise InputError(missing)

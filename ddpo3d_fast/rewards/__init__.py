@@ -38,7 +38,8 @@ def make_reward(specs: Sequence[str], wanted: RewardSettings | None = None) -> R
         if known := in_table(map_paths(name, lambda path: path)):
             kind, source = known
             # Before a download, or a long load.
-            choose_runtime(wanted.runtime, torch.device(wanted.device), wanted.dtype)
+            exports = REWARDS[kind].sourced  # else its graphs are in the package
+            choose_runtime(wanted.runtime, torch.device(wanted.device), wanted.dtype, exports)
             parts.append((REWARDS[kind].make(source, wanted), weight))
         else:
             parts.append((FunctionReward(name, find_function(name), wanted.device), weight))

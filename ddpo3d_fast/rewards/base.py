@@ -82,7 +82,8 @@ class RewardSettings:
     runtime: str = "auto"
     """one of `engines.RUNTIMES`, or auto"""
     dtype: torch.dtype | None = None
-    """what CLIP's towers compute in; None: fp16 on CUDA, fp32 on the CPU"""
+    """what CLIP's towers compute in; None: fp16 on CUDA; on the CPU fp32 for scores, for gradients as
+    `engines.default_dtype`"""
     batches: tuple[int, int] | None = None
     """pictures of a call of `score` and of one of `score_vjp`, where known, for the engines' profiles"""
 

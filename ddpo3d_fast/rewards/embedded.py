@@ -23,6 +23,7 @@ from ddpo3d_fast.sources import record
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "embedded" / "scorer"
 SIZE = 64  # pixels of the tower's input
+GRAPHS = ("model.onnx", "vjp.onnx")  # of the scores; of these and their gradient
 
 
 def make_tower(widths: tuple[int, ...], depths: tuple[int, ...], normalize: bool) -> nn.Sequential:
@@ -64,14 +65,17 @@ def embedded_reward(source: str, wanted: RewardSettings) -> EmbeddedReward:
 
 
 class EmbeddedReward:
-    """The scorer of a folder with config.json and model.safetensors, run in float32, on torch where `wanted`
-    says auto. InputError where a file is missing or damaged, or the runtime is not to be had."""
+    """The scorer of a folder with config.json and model.safetensors, run in float32: half precision would
+    round as much as the rewards differ that a policy compares. Where `wanted` says auto, that is torch on a
+    GPU, and on a CPU what is fastest there, by the graphs in the folder. InputError where a file is missing
+    or damaged, or the runtime is not to be had."""
 
     name, differentiable, capturable = "embedded", True, True
 
     def __init__(self, wanted: RewardSettings | None = None, folder: Path | str = FOLDER) -> None:
         """`wanted` is as on the CPU if left out."""
-        self.wanted, folder = wanted or RewardSettings(), Path(folder)
+        self.wanted, self.folder = wanted or RewardSettings(), Path(folder)
+        folder = self.folder
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise InputError(f"scorer: {folder / name} is missing")
@@ -85,13 +89,10 @@ class EmbeddedReward:
         record(folder)
         self.device = torch.device(self.wanted.device)
         self.network.to(self.device).eval().requires_grad_(False)
-        self.on_torch = self.wanted.runtime in ("auto", "torch")
 
     @property
     def runtime(self) -> str:
         """For people: what runs it."""
-        if self.on_torch:
-            return f"torch {torch.__version__}, {self.device.type.upper()}"
         return self._scorer.runtime
 
     def prepare(self, gradient: bool) -> None:
@@ -122,7 +123,7 @@ class EmbeddedReward:
         """`scorer`: images [B, 3, 64, 64] to `scores` [B]. `scorer_vjp`: to `scores` and `gradient`, the
         gradient of each image's own score."""
         images = {"images": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))}
-        batches = self.wanted.batches
+        batches, graph = self.wanted.batches, self.folder / GRAPHS[gradient]
         return Network(
             name="scorer_vjp" if gradient else "scorer",
             module=Vjp(self.network).eval() if gradient else self.network,
@@ -131,6 +132,7 @@ class EmbeddedReward:
             dynamic={"images": (0,)},
             gradient=gradient,
             shapes=(in_batches_of(batches[gradient], images),) if batches else (),
+            graph=graph if graph.is_file() else None,
             channels_last=False,
         )
 
@@ -143,5 +145,7 @@ class EmbeddedReward:
         return self._engine(gradient=True)
 
     def _engine(self, gradient: bool) -> Engine:
-        runtime = "torch" if self.on_torch else self.wanted.runtime
-        return load_network(self.network_for_engines(gradient), self.device, runtime, torch.float32)
+        network, runtime = self.network_for_engines(gradient), self.wanted.runtime
+        if runtime == "auto" and (self.device.type != "cpu" or network.graph is None):
+            runtime = "torch"  # to build an engine takes longer than the scorer has to compute in a run
+        return load_network(network, self.device, runtime, torch.float32)

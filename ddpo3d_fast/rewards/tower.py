@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ddpo3d_fast.engines import Engine, Network, Vjp, in_batches_of, load_network
+from ddpo3d_fast.engines import Engine, Network, Vjp, default_dtype, in_batches_of, load_network
 from ddpo3d_fast.engines.cache import fingerprint
 from ddpo3d_fast.resampling import Resize
 from ddpo3d_fast.rewards.base import RewardSettings, Scores, SumOfRewards, check_images
@@ -148,13 +148,17 @@ class TowerReward:
 
     @functools.cached_property
     def _scorer(self) -> Engine:
-        return load_network(self.network(gradient=False), self.device, self.wanted.runtime, self.wanted.dtype)
+        # Not in bf16 by itself: it would round as much as the rewards differ that a policy compares.
+        by_itself = torch.float32 if self.device.type == "cpu" else None
+        dtype = self.wanted.dtype or by_itself
+        return load_network(self.network(gradient=False), self.device, self.wanted.runtime, dtype)
 
     @functools.cached_property
     def _scorer_vjp(self) -> Engine:
         on_cpu = self.wanted.runtime == "auto" and self.device.type == "cpu"
         runtime = "torch" if on_cpu else self.wanted.runtime  # autograd needs no export
-        return load_network(self.network(gradient=True), self.device, runtime, self.wanted.dtype)
+        dtype = self.wanted.dtype or default_dtype(self.device, self.wanted.runtime)
+        return load_network(self.network(gradient=True), self.device, runtime, dtype)
 
     def _text(self, prompts: list[str]) -> dict[str, Tensor]:
         if self._embed is None:

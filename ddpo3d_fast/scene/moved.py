@@ -29,6 +29,8 @@ class Moved:
     overflows: list[Tensor | None] = field(default_factory=list)
     """of each rendering so far, [1] int32 on CUDA, not 0 where there was too little room"""
 
+    plain: list[Views] = field(default_factory=list)  # once rendered: the scene as it is
+
     channels = CHANNELS
 
     @property
@@ -51,6 +53,7 @@ class Moved:
 
         On a GPU nothing waits, and without room they are black.
         """
+        self._plain()  # always the first rendering, so that its room is
         if moves == "colors":
             return self._recolored(phi, actions[..., :COLORS])
         pairs = [
@@ -62,9 +65,7 @@ class Moved:
     def _recolored(self, phi: Tensor, actions: Tensor) -> Tensor:
         """The same where colours alone move, [K, F, 3]. A picture is linear in them, but where one would
         leave [0, infinity): each view is rendered once, and what it shows of each column of phi."""
-        seen = self._render(self.cameras, self.backgrounds)
-        plain = resize(seen.rgb, self.picture)
-        fields = scaled(rasterize_features(seen.state, phi, self.rooms[0]), self.picture)
+        plain, fields = resize(self._plain().rgb, self.picture), self.shown(phi)
         pictures = plain.new_empty(len(actions), 2, *plain.shape[1:])
         unit = SH_C0 * UNITS["sh"][1]
         for view in range(self.views):
@@ -72,6 +73,18 @@ class Moved:
             change = torch.einsum("fhw,kfc->kchw", fields[view], unit * actions[mine])
             pictures[mine] = torch.stack([plain[view] + change, plain[view] - change], 1)
         return pictures.nan_to_num().clamp(0, 1)
+
+    def shown(self, values: Tensor) -> Tensor:
+        """[V, F, S, S] what the cameras see of numbers of the rows [R, F] in place of colours, over zeros. On
+        a GPU nothing waits, and without room they are 0."""
+        seen = self._plain()
+        return scaled(rasterize_features(seen.state, values, self.rooms[0]), self.picture).nan_to_num()
+
+    def _plain(self) -> Views:
+        """All views of the scene as it is; rendered once."""
+        if not self.plain:
+            self.plain.append(self._render(self.cameras, self.backgrounds))
+        return self.plain[0]
 
     def picture_of(self, offsets: Tensor, view: int) -> Tensor:
         """[1, 3, S, S] in [0, 1], what one of the cameras sees of the scene moved by offsets [R, C], in

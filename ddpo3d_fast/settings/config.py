@@ -26,9 +26,10 @@ class Schedule:
     """optimizer steps; each updates the scene once"""
     views: Annotated[int, Range(1, 64)] = 4
     """cameras per step, spread around the object"""
-    noises: Annotated[int, Range(1, 64)] = 2
+    noises: Annotated[int, Range(0, 64)] = 0
     """forward noises per view, or random DDIM steps with --policy latent: the actions that the policy
-    compares; the UNet sees --views x --noises of them per step"""
+    compares; the UNet sees --views x --noises of them per step; 0 takes two where the policy compares them,
+    else one"""
     max_timestep: Annotated[float, Range(0.0, 1.0)] = 0.98
     """timestep where annealing starts, as a fraction of the training timesteps"""
     min_timestep: Annotated[float, Range(0.0, 1.0)] = 0.02
@@ -56,6 +57,10 @@ class Schedule:
     """sides of the pictures that prior and scorer see of the views, in units of the prior's picture, each 0.1
     to 16; several take equal parts of the run, one after the other; a view must be smaller or a whole
     multiple"""
+
+    def actions(self, compared: bool) -> int:
+        """Noises of a view in a step in which the policy compares them, or does not."""
+        return self.noises or (2 if compared else 1)
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,12 @@ class Distillation:
     interpolate_views: bool = True
     """mix the prompts of the two nearest views (front, side, back) with Stable Diffusion; off, take the
     nearest view's alone"""
-    runtime: Literal["auto", "tensorrt", "onnxruntime", "torch"] = "auto"
-    """library that runs the networks; auto: TensorRT on a GPU, ONNX Runtime on a CPU, where they are there
-    and agree with torch, else torch"""
+    runtime: Literal["auto", "tensorrt", "openvino", "onnxruntime", "torch"] = "auto"
+    """library that runs the networks; auto: TensorRT on a GPU, OpenVINO or ONNX Runtime on a CPU, where they
+    are there and agree with torch, else torch"""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """dtype that Stable Diffusion and CLIP compute in; auto: fp16 on a GPU, fp32 on the CPU"""
+    """dtype that the prior and CLIP compute in; auto: fp16 on a GPU, bf16 on a CPU that computes in it where
+    OpenVINO is there, else fp32"""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Exports a trained prior as the folder that ships: diffusers' layout, and the UNet's ONNX graph beside it.
+Or the graphs of a trained scorer, beside its weights.
 
     python -m ddpo3d_fast.training.export --prior runs/prior --output ddpo3d_fast/models/embedded
+    python -m ddpo3d_fast.training.export --scorer ddpo3d_fast/models/embedded/scorer
 
-The graph carries no weights: its initialisers point into the safetensors file (raw little-endian tensors at
+The graphs carry no weights: their initialisers point into the safetensors file (raw little-endian tensors at
 known offsets, which is what ONNX calls external data), so weights are stored once, in fp16, and cast when a
 session loads.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpo3d_fast.engines.export import OPSET
+from ddpo3d_fast.engines.export import export as export_network
 from ddpo3d_fast.engines.libraries import library
 from ddpo3d_fast.files import atomic_path, write_text
 from ddpo3d_fast.priors.embedded import WEIGHTS
+from ddpo3d_fast.rewards.embedded import GRAPHS, EmbeddedReward
 from ddpo3d_fast.training.prior import PATCH, Model, make_scheduler
 
 
@@ -148,11 +154,43 @@ def export(model: Model, output: Path) -> None:
         np.savez_compressed(file, **probe)
 
 
+def export_scorer(folder: Path) -> None:
+    """Writes the graphs of the scorer whose config.json and model.safetensors are in `folder`."""
+    scorer = EmbeddedReward(folder=folder)
+    weights = scorer.network.state_dict()
+    for gradient, name in enumerate(GRAPHS):
+        network = replace(scorer.network_for_engines(bool(gradient)), graph=None)
+        with tempfile.TemporaryDirectory() as place:
+            export_network(network, Path(place) / name, torch.float32)
+            graph = onnx.load(Path(place) / name)
+        _name_by_value(graph.graph, weights)
+        point_into_safetensors(graph, folder / "model.safetensors")
+        with atomic_path(folder / name) as path:
+            path.write_bytes(graph.SerializeToString())
+
+
+def _name_by_value(graph: onnx.GraphProto, weights: dict[str, Tensor]) -> None:
+    """Gives initialisers the names of the weights that they equal, which the trace of a gradient loses."""
+    names = {}
+    for tensor in graph.initializer:
+        value = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        names[tensor.name] = next(
+            (name for name, weight in weights.items() if torch.equal(weight, value)), tensor.name
+        )
+        tensor.name = names[tensor.name]
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Export the trained prior.")
+    parser = argparse.ArgumentParser(description="Export the trained prior, or the graphs of a scorer.")
+    parser.add_argument("--scorer", type=Path, help="the folder of one: its graphs alone")
     parser.add_argument("--prior", type=Path, default=Path("runs/prior"))
     parser.add_argument("--output", type=Path, default=Path("ddpo3d_fast/models/embedded"))
     arguments = parser.parse_args()
+    if arguments.scorer:
+        export_scorer(arguments.scorer)
+        return
     state = torch.load(arguments.prior / "checkpoint.pt", map_location="cpu")
     model = Model()
     for parameter, average in zip(model.parameters(), state["average"], strict=True):

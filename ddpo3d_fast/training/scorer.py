@@ -26,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ddpo3d_fast.rewards.embedded import ScorerNetwork
 from ddpo3d_fast.training.degrade import KINDS, degrade, single
+from ddpo3d_fast.training.export import export_scorer
 from ddpo3d_fast.training.views import Views, ViewSource, composite, load_sources
 
 WIDTHS, DEPTHS = (32, 64, 128), (2, 2, 3)  # of the convolutional tower, by level
@@ -215,7 +216,8 @@ def train(dataset: Path, evaluation: bool, samples: int, batch: int, peak: float
 
 
 def save(model: nn.Module, folder: Path) -> None:
-    """Writes fp16 weights and config: model.safetensors, or scorer.safetensors of the evaluation one."""
+    """Writes fp16 weights and config: model.safetensors and its graphs, or scorer.safetensors of the
+    evaluation one."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict().items()
     half = {name: w.half().contiguous() if w.is_floating_point() else w for name, w in weights}
@@ -226,6 +228,8 @@ def save(model: nn.Module, folder: Path) -> None:
     names = ("scorer.json", "scorer.safetensors") if evaluation else ("config.json", "model.safetensors")
     (folder / names[0]).write_text(json.dumps(config, indent=2) + "\n")
     save_file(half, folder / names[1])
+    if not evaluation:
+        export_scorer(folder)
 
 
 def main() -> None:

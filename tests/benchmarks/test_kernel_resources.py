@@ -55,6 +55,8 @@ def test_no_kernel_spills_registers_or_has_a_stack_frame_on_hopper(benchmark: Mo
 def test_memory_moves_128_bits_at_a_time_where_the_layout_allows() -> None:
     """As the table has it, which was read in the machine code: a test has no disassembler."""
     for row in json.loads(TABLE.read_text())["kernels"]:
+        if row["source"] == "triangles.cu":
+            continue  # it has a project_kernel, too
         kernel, _, variant = row["kernel"].partition("_kernel")
         vectorised = kernel in DIFFUSION and variant == "<true>"
         assert not (kernel in WIDE_LOADS or vectorised) or row["loads_128"] > 0, row
@@ -66,9 +68,12 @@ def test_the_hot_loops_take_few_instructions_and_the_sort_few_barriers() -> None
     rows = {(row["kernel"], row["target"]): row for row in json.loads(TABLE.read_text())["kernels"]}
     assert {kernel for (kernel, _), row in rows.items() if "loop" in row} == {
         "blend_kernel",
-        "blend_vjp_kernel",
+        "blend_vjp_kernel<false>",
+        "blend_vjp_kernel<true>",
+        "density_kernel",
     }
-    for kernel, most in (("blend_kernel", 27), ("blend_vjp_kernel", 81)):
+    hot = {"blend_kernel": 28, "blend_vjp_kernel<false>": 82, "blend_vjp_kernel<true>": 105}
+    for kernel, most in hot.items():
         for target in ("sm_80", "sm_90", "sm_120"):
             row = rows[kernel, target]
             assert row["entry_blocks"] == 4  # two entries for two blocks

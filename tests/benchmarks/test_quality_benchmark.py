@@ -101,7 +101,7 @@ def test_an_arm_changes_what_its_name_says(quality: ModuleType) -> None:
     assert quality.arm_config(config, "all") == config
     weights = {arm: quality.arm_config(config, arm).reward for arm in quality.ARMS if arm != "nfsd"}
     assert {arm for arm, w in weights.items() if not w.policy_weight and not w.guide_weight} == {
-        *("sds", "csd", "ism", "sdi")
+        *("sds", "sds7", "csd", "ism", "sdi")
     }
     plain, control = weights["scene"], weights["shuffled"]
     assert plain == dataclasses.replace(control, shuffle_advantages=False)

@@ -93,7 +93,7 @@ def test_programs_take_turns_after_a_warm_up(
 ) -> None:
     made: list[tuple[Any, ...]] = []
 
-    def run(preset: str, prompt: str, seed: int, folder: Path, flags: list[str], program: str) -> Any:
+    def run(preset: str, prompt: str, seed: int, folder: Path, flags: list[str], program: str, _: Any) -> Any:
         made.append((seed, program, "--steps" in flags))
         return row(program, seed, wall=1.0)
 
@@ -104,6 +104,52 @@ def test_programs_take_turns_after_a_warm_up(
     assert made[:3] == [(1, program, True) for program in programs]
     assert made[3:] == [(seed, program, False) for seed in (1, 2) for program in programs]
     assert len(rows) == 6
+
+
+def test_another_build_takes_turns_with_this_one(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ddpo3d_fast").mkdir()
+    (tmp_path / "ddpo3d_fast" / "__init__.py").write_text("__version__ = '0.0.7'\n")
+    (tmp_path / "ddpo3d_fast" / "_C.py").touch()
+    other = benchmark.Build.at(tmp_path)
+    assert (other.path, other.version.split()[0]) == (tmp_path.resolve(), "0.0.7")
+    made: list[tuple[str, Path | None, str]] = []
+
+    def command(words: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        made.append((words[words.index("--seed") + 1], how["cwd"], how["env"].get("PYTHONPATH", "")))
+        return subprocess.CompletedProcess(words, 0, '{"seconds": {"predict": 1, "total": 2}}\n', "")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", command)
+    words = ["--against", "x", "--presets", "draft", "--prompts", "a", "--seeds", "1", "2"]
+    rows = benchmark.measure(benchmark.parse_options(words), [], tmp_path, other)
+    assert [row["program"] for row in rows] == 2 * ["generate", "against"]
+    assert [(seed, where) for seed, where, _ in made] == [
+        ("1", None), ("1", other.path), ("2", None), ("2", other.path)
+    ]  # fmt: skip
+    assert [path == str(other.path) for *_, path in made] == 2 * [False, True]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_for_every_part(benchmark: ModuleType) -> None:
+    rows = []
+    for seed, (ours, theirs) in enumerate([(1.0, 4.0), (3.0, 4.0), (10.0, 20.0)]):
+        rows += [
+            row("generate", seed, predict=ours, render=0.01, wall=2 * ours),
+            row("against", seed, predict=theirs, render=0.02, wall=theirs),
+        ]
+    assert benchmark.ratios_by_part(rows) == {"draft": {"predict": 0.5, "wall": 1.0}}
+    assert benchmark.ratios_by_part(rows[::2]) == {}
+
+
+@pytest.mark.parametrize("content", [None, "", "raise ImportError('no such symbol')\n"])
+def test_what_is_no_build_is_one_line(benchmark: ModuleType, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "ddpo3d_fast").mkdir()
+        (tmp_path / "ddpo3d_fast" / "__init__.py").write_text(content)
+    with pytest.raises(benchmark.InputError, match=r"^--against: .*") as caught:
+        benchmark.Build.at(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_programs_get_the_same_flags(

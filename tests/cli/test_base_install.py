@@ -71,7 +71,7 @@ def test_the_packages_are_those_of_the_extra_that_the_embedded_models_need() -> 
     extra = re.search(r"^generate = \[(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert extra is not None
     names = re.findall(r'"([a-z_]+)', extra[1])
-    assert names == ["torch", *PACKAGES, "diffusers", "transformers", "open_clip_torch"]
+    assert names == ["torch", *PACKAGES, "diffusers", "transformers", "open_clip_torch", "openvino"]
 
 
 def test_the_base_install_is_torch_and_numpy() -> None:

@@ -13,7 +13,7 @@ from kernels import oracle
 from kernels.scenes import random_scene
 from torch import Tensor
 
-from compat.dense import relative
+from compat.dense import blend, relative
 from ddpo3d_fast.compat import gsplat
 
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmats", "backgrounds")
@@ -126,6 +126,45 @@ def test_the_dictionary_has_what_strategies_read() -> None:
         assert all(value is not None for key, value in {**meta}.items() if packed or not key.endswith("_ids"))
     assert (meta["radii"] > 0).all()
     assert meta["opacities"].shape == meta["gaussian_ids"].shape
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_blending_from_lists_matches_float64_with_every_gradient(packed: bool) -> None:
+    t = scene()
+    _, _, meta = gsplat.rasterization(**t, **SIZE, packed=packed)
+    rows = meta["gaussian_ids"] if packed else torch.arange(100).repeat(2)
+    images = meta["camera_ids"] if packed else torch.arange(2).repeat_interleave(100)
+    inputs = {name: meta[name].flatten(0, -2) for name in ("means2d", "conics")}
+    inputs |= {"colors": t["colors"][rows], "opacities": meta["opacities"].flatten()}
+    exact = {name: tensor.double().requires_grad_() for name, tensor in inputs.items()}
+    visible = (meta["radii"] > 0).all(-1).flatten()
+    pictures = [
+        blend(
+            exact["means2d"], exact["conics"], meta["depths"].flatten().double(), exact["opacities"],
+            exact["colors"], t["backgrounds"][i].double(), **SIZE, visible=visible & (images == i),
+            alpha_max=0.99,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    mine = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+    shaped = {n: x if packed else x.reshape(2, 100, *x.shape[1:]) for n, x in mine.items()}
+    got, alpha = gsplat.rasterize_to_pixels(
+        **shaped, image_width=40, image_height=36, tile_size=16, isect_offsets=meta["isect_offsets"],
+        flatten_ids=meta["flatten_ids"], backgrounds=t["backgrounds"], packed=packed,
+    )  # fmt: skip
+    colors, _, _, safe = (torch.stack(part) for part in zip(*pictures, strict=True))
+    w = weights(colors, safe)
+    assert relative(got[safe], colors[safe]) <= 1e-5
+    assert alpha.shape == (2, 36, 40, 1)
+    (got * w).sum().backward()
+    (colors * w).sum().backward()
+    for name, leaf in mine.items():
+        assert relative(leaf.grad, exact[name].grad) <= 1e-4, name  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="flatten_ids"):
+        gsplat.rasterize_to_pixels(
+            **shaped, image_width=40, image_height=36, tile_size=16, isect_offsets=meta["isect_offsets"],
+            flatten_ids=meta["flatten_ids"].clone(), packed=packed,
+        )  # fmt: skip
 
 
 def test_a_batch_is_each_of_its_scenes() -> None:

@@ -37,6 +37,9 @@ from gsplat import rasterization
 from gsplat.rendering import rasterization as again
 from simple_knn._C import distCUDA2
 assert rasterization is again is compat.gsplat.rasterization
+import simple_knn._C
+assert simple_knn._C.distCUDA2 is distCUDA2
+assert gsplat.cuda._wrapper.fully_fused_projection is gsplat.fully_fused_projection
 assert gsplat.__version__ == compat.gsplat.version() == "1.6.0"
 """
     )

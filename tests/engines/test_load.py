@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpo3d_fast.engines import Network, cache, choose_runtime, load_network, tensorrt
+from ddpo3d_fast.engines import Network, cache, choose, choose_runtime, load_network, openvino, tensorrt
 from ddpo3d_fast.engines import load as room
 from ddpo3d_fast.engines.cache import cache_folder, entries
 from ddpo3d_fast.errors import FallbackWarning, InputError
@@ -23,6 +23,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DDPO3D_CACHE", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def without_openvino(monkeypatch):
+    """Which has tests of its own."""
+    monkeypatch.setattr(openvino, "unavailable", lambda: "openvino: not today")
 
 
 class Tower(nn.Module):
@@ -312,12 +318,19 @@ def test_the_reference_moves_to_the_cpu_where_a_gpu_has_no_room(network, monkeyp
 def on_tensorrt(network, monkeypatch, with_tensorrt):
     """Loads the network on a stand-in for TensorRT. The CPU is the device here, whatever it is called."""
     monkeypatch.setattr(tensorrt, "TensorRTEngine", Other)
-    monkeypatch.setattr(room, "unavailable", lambda runtime, device: None)
+    monkeypatch.setattr(choose, "unavailable", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: Other.gpu)
     monkeypatch.setattr(tensorrt, "version", lambda: Other.version)
     Other.factor, Other.built, Other.module = 1.0, (), network.module
     Other.gpu, Other.version = "a GPU", "99"
     return lambda **changes: load_network(replace(network, **changes), "cpu", "tensorrt")
+
+
+def test_calls_of_fewer_items_have_no_profile_of_their_own(network):
+    shapes = ({"x": (8, 4)}, {"x": (4, 4)}, {"x": (4, 2)})
+    (first, second) = room.profiles(replace(network, shapes=shapes))
+    assert first["x"] == ((1, 4), (8, 4), (8, 4))
+    assert second["x"] == ((1, 2), (4, 2), (4, 2))
 
 
 def test_a_plan_is_built_once_beside_its_graph(on_tensorrt, quiet):

@@ -12,11 +12,16 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 READERS = Path(os.environ.get("DDPO3D_SPLAT_READERS", ROOT / "build" / "splat-readers"))
 MODULES = READERS / "node_modules"
+# Of tests/meshing/fetch_gltf_readers.sh.
+GLTF_MODULES = Path(os.environ.get("DDPO3D_GLTF_READERS", ROOT / "build" / "gltf-readers")) / "node_modules"
 GSPLY = READERS / "gsply" / "bin" / "python"
 NODE = shutil.which("node")
 
 needs_npm = pytest.mark.skipif(
     NODE is None or not MODULES.is_dir(), reason="no node, or no packages: run tests/formats/fetch_readers.sh"
+)
+needs_gltf = pytest.mark.skipif(
+    NODE is None or not GLTF_MODULES.is_dir(), reason="no packages: run tests/meshing/fetch_gltf_readers.sh"
 )
 needs_gsply = pytest.mark.skipif(not GSPLY.is_file(), reason="no gsply: run tests/formats/fetch_readers.sh")
 

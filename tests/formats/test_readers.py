@@ -14,7 +14,7 @@ from assets.splat_scenes import bird, pictures, psnr, random_scene
 from ddpo3d_fast.assets import FORMATS, PlyGaussians, read_splat, suffix_of, write_splat
 from ddpo3d_fast.assets.turning import turned
 
-from .readers import GSPLY, MODULES, needs_gsply, needs_npm, node, splat_transform
+from .readers import GLTF_MODULES, GSPLY, MODULES, needs_gltf, needs_gsply, needs_npm, node, splat_transform
 
 # Least PSNR in dB of what splat-transform reads of our files: without harmonics, and with.
 READ = {
@@ -110,12 +110,12 @@ def test_gsply_reads_what_we_write(tmp_path: Path) -> None:
         assert psnr(seen(tmp_path / f"{name}.ply", up), seen(tmp_path / name, up)) >= 60, name
 
 
-@needs_npm
+@needs_gltf
 @pytest.mark.parametrize("degree", [0, 3])
 def test_khronos_validator_finds_no_fault_in_a_glb(tmp_path: Path, degree: int) -> None:
     write_splat(tmp_path / "a.glb", random_scene(degree=degree))
     script = f"""
-        const validator = require('{MODULES}/gltf-validator');
+        const validator = require('{GLTF_MODULES}/gltf-validator');
         const data = new Uint8Array(require('fs').readFileSync('{tmp_path}/a.glb'));
         validator.validateBytes(data).then((report) => console.log(JSON.stringify(report.issues)));
     """

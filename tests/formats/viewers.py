@@ -12,39 +12,16 @@ from ddpo3d_fast.assets import FORMATS, axes, suffix_of
 from ddpo3d_fast.scene import Cameras
 
 from .browser import posted
-from .readers import MODULES
+from .readers import GLTF_MODULES, MODULES
 
-_PAGE = """<!doctype html><body style="margin:0"><script type="importmap">
-{"imports": {"three": "/modules/three/build/three.module.js",
-  "three/addons/": "/modules/three/examples/jsm/"}}
-</script>
+_PAGE = """<!doctype html><body style="margin:0">
 <script>
 const post = (name, body) => fetch("/" + name, {method: "POST", body});
 addEventListener("error", (event) => post("error", String(event.message)));
 addEventListener("unhandledrejection", (event) => post("error", String(event.reason?.stack ?? event.reason)));
-</script>
-<script type="module">
-import * as THREE from "three";
-const SIZE = %(size)d, FILES = %(files)s;
-const camera = new THREE.PerspectiveCamera(%(fov)f, 1, 0.05, 100);
-camera.matrixAutoUpdate = false;
-camera.matrix.fromArray(%(camera)s);
-camera.matrix.decompose(camera.position, camera.quaternion, camera.scale);
-camera.updateMatrixWorld(true);
-const turn = (numbers) => {
-  return new THREE.Quaternion().setFromRotationMatrix(new THREE.Matrix4().fromArray(numbers));
-};
-const rendererOf = () => {
-  const renderer = new THREE.WebGLRenderer({antialias: false, preserveDrawingBuffer: true});
-  renderer.setPixelRatio(1);
-  renderer.setSize(SIZE, SIZE);
-  renderer.setClearColor(0xffffff, 1);
-  document.body.append(renderer.domElement);
-  return renderer;
-};
+const SIZE = %(size)d, FILES = %(files)s, FOV = %(fov)f, CAMERA = %(camera)s;
 // The picture once it shows something and has stopped to change: viewers load and sort in workers.
-const settled = async (renderer, draw) => {
-  const gl = renderer.getContext();
+const settled = async (gl, draw) => {
   let before = null, equal = 0;
   while (equal < 3) {
     draw();
@@ -57,13 +34,36 @@ const settled = async (renderer, draw) => {
   }
   return before;
 };
+</script>
 %(code)s
-</script>"""
+"""
+
+_THREE = """<script type="importmap">
+{"imports": {"three": "/modules/three/build/three.module.js",
+  "three/addons/": "/modules/three/examples/jsm/"}}
+</script>
+<script type="module">
+import * as THREE from "three";
+const camera = new THREE.PerspectiveCamera(FOV * 180 / Math.PI, 1, 0.05, 100);
+camera.matrixAutoUpdate = false;
+camera.matrix.fromArray(CAMERA);
+camera.matrix.decompose(camera.position, camera.quaternion, camera.scale);
+camera.updateMatrixWorld(true);
+const turn = (numbers) => {
+  return new THREE.Quaternion().setFromRotationMatrix(new THREE.Matrix4().fromArray(numbers));
+};
+const renderer = new THREE.WebGLRenderer({antialias: false, preserveDrawingBuffer: true});
+renderer.setPixelRatio(1);
+renderer.setSize(SIZE, SIZE);
+renderer.setClearColor(0xffffff, 1);
+document.body.append(renderer.domElement);
+"""
 
 # Drawn as we do: a blur of 0.3 px², order by depth, cut where the alpha is 1/255.
-_SPARK = """
+_SPARK = (
+    _THREE
+    + """
 import {SparkRenderer, SplatMesh} from "/modules/@sparkjsdev/spark/dist/spark.module.js";
-const renderer = rendererOf();
 const options = {preBlurAmount: 0.3, blurAmount: 0, sortRadial: false, maxStdDev: Math.sqrt(11)};
 for (const [name, file] of Object.entries(FILES)) {
   const scene = new THREE.Scene();
@@ -72,14 +72,16 @@ for (const [name, file] of Object.entries(FILES)) {
   splats.quaternion.copy(turn(file.turn));
   scene.add(splats);
   await splats.initialized;
-  await post(name, await settled(renderer, () => renderer.render(scene, camera)));
+  await post(name, await settled(renderer.getContext(), () => renderer.render(scene, camera)));
   splats.dispose();
 }
-"""
+</script>"""
+)
 
-_GAUSSIAN_SPLATS_3D = """
+_GAUSSIAN_SPLATS_3D = (
+    _THREE
+    + """
 import * as GS from "/modules/@mkkellogg/gaussian-splats-3d/build/gaussian-splats-3d.module.js";
-const renderer = rendererOf();
 for (const [name, file] of Object.entries(FILES)) {
   const viewer = new GS.Viewer({
     selfDrivenMode: false, renderer, camera, useBuiltInControls: false, sharedMemoryForWorkers: false,
@@ -92,19 +94,47 @@ for (const [name, file] of Object.entries(FILES)) {
   await viewer.addSplatScene(file.url, {
     splatAlphaRemovalThreshold: 0, showLoadingUI: false, progressiveLoad: false, rotation: [x, y, z, w],
   });
-  await post(name, await settled(renderer, () => {
+  await post(name, await settled(renderer.getContext(), () => {
     viewer.update();
     renderer.clear();
     viewer.render();
   }));
   await viewer.dispose();
 }
-"""
-_CODE = {"spark": _SPARK, "gaussian-splats-3d": _GAUSSIAN_SPLATS_3D}
+</script>"""
+)
+
+# Its world is left-handed, and it loads a glTF mirrored, at x.
+_BABYLON = """<script src="/modules/babylonjs/babylon.js"></script>
+<script src="/modules/babylonjs-loaders/babylonjs.loaders.min.js"></script>
+<canvas id="canvas" width="%(size)d" height="%(size)d"></canvas>
+<script type="module">
+const [x, y, z] = CAMERA.slice(12);
+const engine = new BABYLON.Engine(document.getElementById("canvas"), false, {preserveDrawingBuffer: true});
+for (const [name, file] of Object.entries(FILES)) {
+  const scene = new BABYLON.Scene(engine);
+  scene.clearColor = new BABYLON.Color4(1, 1, 1, 1);
+  const camera = new BABYLON.FreeCamera("camera", new BABYLON.Vector3(-x, y, z), scene);
+  camera.setTarget(BABYLON.Vector3.Zero());
+  camera.fov = FOV;
+  camera.minZ = 0.05;
+  await BABYLON.SceneLoader.AppendAsync("", file.url, scene);
+  await scene.whenReadyAsync();
+  await post(name, await settled(engine._gl, () => scene.render()));
+  scene.dispose();
+}
+</script>"""
+# A viewer's page, and the folder of its modules.
+_VIEWERS = {
+    "spark": (_SPARK, MODULES),
+    "gaussian-splats-3d": (_GAUSSIAN_SPLATS_3D, MODULES),
+    "babylon": (_BABYLON, GLTF_MODULES),
+}
 
 
 def pictures(viewer: str, files: list[Path], camera: Cameras, size: int) -> dict[str, torch.Tensor]:
-    """[size, size, 3] in [0, 1] over white of every file, by its name, as one camera sees it in a viewer.
+    """[size, size, 3] in [0, 1] over white of every file, by its name, as one camera, which looks at the
+    origin, sees it in a viewer.
 
     Every file is turned as its format's axes ask for, so that all stand upright with the front to +z.
     """
@@ -118,17 +148,14 @@ def pictures(viewer: str, files: list[Path], camera: Cameras, size: int) -> dict
         turn[:3, :3] = axes(FORMATS[suffix_of(file)].up)
         listed[file.name] = {"url": f"/files/{file.name}", "turn": turn.T.flatten().tolist()}
     # Loaded one after the other, some files never come in gaussian-splats-3d: each has a page of its own.
-    groups = [listed] if viewer == "spark" else [{name: entry} for name, entry in listed.items()]
+    groups = [{name: entry} for name, entry in listed.items()] if viewer == "gaussian-splats-3d" else [listed]
+    code, modules = _VIEWERS[viewer]
     found: dict[str, bytes] = {}
     for group in groups:
-        page = _PAGE % {
-            "size": size,
-            "files": json.dumps(group),
-            "fov": np.degrees(camera.fov_y),
-            "camera": json.dumps(to_world.T.flatten().tolist()),
-            "code": _CODE[viewer],
-        }
-        found |= posted(page, {"modules": MODULES, "files": files[0].parent}, set(group))
+        values = {"size": size, "files": json.dumps(group), "fov": camera.fov_y}
+        values["camera"] = json.dumps(to_world.T.flatten().tolist())
+        page = _PAGE % {**values, "code": code.replace("%(size)d", str(size))}
+        found |= posted(page, {"modules": modules, "files": files[0].parent}, set(group))
     shape = (size, size, 4)
     return {
         name: torch.from_numpy(

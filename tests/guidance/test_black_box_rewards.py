@@ -59,8 +59,8 @@ def colors(file: Path, *flags: str) -> tuple[list[float], list[dict[str, Any]]]:
     return means.tolist(), rows
 
 
-def named(file: Path, function: str) -> tuple[str, str]:
-    return "--reward", f"{file.with_suffix('')}:{function}"
+def named(file: Path, function: str) -> tuple[str, ...]:
+    return "--reward", f"{file.with_suffix('')}:{function}", "--policy-weight", "4"
 
 
 def test_a_reward_that_answers_yes_or_no_steers(rewards: Path, plain: list[float]) -> None:

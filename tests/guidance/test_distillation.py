@@ -204,7 +204,7 @@ def test_the_reward_of_the_render_gives_a_running_baseline_only(step):
 
 def test_one_noise_a_view_is_an_action_whose_rewards_have_no_spread(step, recwarn):
     alone = guidance(baseline="running", policy_weight=1.0)
-    alone.noises = 1
+    alone.schedule = settings.Schedule(noises=1)
     assert float(alone.of(**step).metrics["advantage_spread"]) == 0
     assert not recwarn.list
 

@@ -35,6 +35,11 @@ class ToyScene:
         self.seen += [(k % VIEWS, each) for k, pair in enumerate(offsets) for each in pair]
         return offsets[:, :, None]
 
+    def shown(self, values):
+        """Of 2 x 1 pixels, the first solid, the second half of it: the mean of the rows in use."""
+        mean = (values * self.present).sum(0) / self.present.sum()
+        return torch.stack([mean, mean / 2], 1)[None, :, :, None].expand(VIEWS, -1, -1, -1)
+
 
 class Wanting:
     """A reward of offsets: of any function."""
@@ -180,6 +185,27 @@ def test_the_pull_raises_what_the_reward_wants_and_leaves_the_rest():
     assert 0.25 < lengths.square().mean() <= 1
     assert metrics[-1]["signal"] == pytest.approx(float(lengths.square().mean().sqrt()), rel=1e-5)
     assert metrics[-1]["advantage_spread"] > 0
+
+
+def test_distillation_makes_way_for_the_wanted_colour_where_there_is_solid_object():
+    config = settings.Config(prompt="text", seed=1, reward=settings.Reward(policy="scene"))
+    policy = ScenePolicy(Wanting(first_channel), config, torch.ones(CHANNELS))
+    drawn, opposed = Step(1, 0.0, *[None] * 8), torch.ones(VIEWS, 3, 2, 1)
+    for number in range(1, 31):  # what is wanted is more of the first channel, red
+        seen = Seen(None, None, policy.inputs(drawn._replace(number=number)), True, ToyScene())
+        against, along = (policy(seen, Gradient(pictures=sign * opposed)) for sign in (1, -1))
+    made = (against.pictures / against.metrics["signal"])[..., 0]
+    assert torch.allclose(made[:, 0, 0], -torch.ones(VIEWS), atol=0.02)  # a loss that falls with less red
+    assert made[:, 1:].abs().max() < 0.2  # of the others next to nothing
+    assert torch.allclose(made[:, :, 1], made[:, :, 0] / 2**4, atol=1e-5)
+    assert along.pictures.abs().max() == 0  # what goes there by itself stays
+
+
+def test_distillation_makes_no_way_for_chance():
+    config = settings.Config(prompt="text", seed=1, reward=settings.Reward(policy="scene"))
+    policy = ScenePolicy(Wanting(lambda offsets: torch.zeros(len(offsets))), config, torch.ones(CHANNELS))
+    seen = Seen(None, None, policy.inputs(Step(1, 0.0, *[None] * 8)), True, ToyScene())
+    assert policy(seen, Gradient(pictures=torch.ones(VIEWS, 3, 2, 1))).pictures.abs().max() == 0
 
 
 def test_a_channel_that_is_not_to_move_stays():

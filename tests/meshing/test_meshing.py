@@ -12,6 +12,8 @@ from torch import Tensor
 from ddpo3d_fast.assets import Mesh
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.meshing import MeshSettings, bake, solid_field, surface_of, to_mesh, unwrapped
+from ddpo3d_fast.meshing.bake import texels_of
+from ddpo3d_fast.meshing.surface import Surface
 from ddpo3d_fast.scene import Gaussians, orbit
 
 from .meshes import picture
@@ -75,6 +77,25 @@ def test_colours_are_the_gaussians_without_what_is_behind_them(made: Mesh) -> No
     edge = picture(made, orbit(4, 0.0)[[0]], 64, samples=1)[32]
     shown = edge[edge.min(1).values < 0.9]
     assert (shown - RED).abs().max() < 0.15
+
+
+def test_what_lets_light_through_is_not_darker_for_that() -> None:
+    glass = of(directions(300) * 0.5, 0.06, RED[None].repeat(300, 1), opacity=0.3)
+    alpha = glass.render(orbit(1, 0.0), 64, 64).alpha[0, 32, 32]
+    assert 0.7 < float(alpha) < 0.95
+    view = picture(to_mesh(glass, FINE), orbit(1, 0.0), 64)[32, 32]
+    assert (view - RED).abs().max() < 0.03
+
+
+def test_what_stands_before_something_does_not_colour_it() -> None:
+    front = of(directions(200) * 0.16 + torch.tensor([0.0, 0.0, 0.75]), 0.04, RED[None].repeat(200, 1))
+    back = of(directions(600) * 0.4, 0.05, BLUE[None].repeat(600, 1))
+    mesh = to_mesh(together(front, back), FINE)
+    texels = texels_of(Surface(*(part.numpy() for part in mesh[:4])), 256)
+    behind = texels.positions[:, 2] < 0.5
+    colors = mesh.texture.view(-1, 3)[texels.places]
+    assert (colors[behind] - BLUE).abs().max() < 0.25
+    assert (colors[texels.positions[:, 2] > 0.75] - RED).abs().max() < 0.25
 
 
 def test_texels_between_charts_repeat_what_is_next_to_them(made: Mesh) -> None:

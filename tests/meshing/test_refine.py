@@ -81,8 +81,8 @@ def test_a_refinement_s_settings_are_the_run_s_but_for_its_length_and_noise() ->
     assert (changed.schedule.steps, changed.schedule.max_timestep) == (7, HIGHEST)
     assert changed.reward == run.reward
     assert changed.distillation == run.distillation
-    late = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, min_timestep=0.6))
-    assert refinement(late, 7).schedule.max_timestep == 0.6
+    late = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, min_timestep=0.8))
+    assert refinement(late, 7).schedule.max_timestep == 0.8
 
 
 @pytest.fixture

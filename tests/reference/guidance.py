@@ -168,7 +168,7 @@ class Views:
         wishes, views, prompt = self.config.reward, len(self.pictures), self.config.prompt
         if wishes.reward_of == "render":
             scores = self.score(self.pictures, [prompt] * views)
-            return scores[:, None].expand(views, self.config.schedule.noises)
+            return scores[:, None].expand(views, len(noisy) // views)
         scale = wishes.reward_guidance_scale or self.config.distillation.guidance_scale
         clean = guided(self.prior, noisy, abar, predictions[0], predictions[1], scale).clean
         scored = self.prior.codec.decode(clean).clamp(0, 1)
@@ -204,7 +204,8 @@ def noised(views: Views, each: int) -> Noised:
 
 def noise_policy(views: Views) -> tuple[Tensor, Tensor]:
     """The gradient on the latents, and the rewards [V, K]."""
-    z_t, abar, predictions, pull = noised(views, views.config.schedule.noises)
+    compared = views.config.reward.reward_of == "action"
+    z_t, abar, predictions, pull = noised(views, views.config.schedule.noises or (2 if compared else 1))
     rewards = views.rewards(z_t, abar, predictions)
     weights = 1 + views.strength[:, None] * views.advantages(rewards)
     return (weights.view(*weights.shape, 1, 1, 1) * pull).mean(1), rewards
@@ -221,7 +222,7 @@ class Latent(NamedTuple):
 
 def latent_policy(views: Views, kept: Tensors) -> Latent:
     z, prior, wishes = views.z, views.prior, views.config.reward
-    actions, steps = views.config.schedule.noises, wishes.policy_ddim_steps
+    actions, steps = views.config.schedule.noises or 2, wishes.policy_ddim_steps
     z_t, abar, predictions, pull = noised(views, 1)
     pull = pull[:, 0]
     later = (views.timesteps - round(len(prior.alphas_cumprod) / 10)).clamp_min(0)
@@ -317,14 +318,15 @@ def guidance(
     if bool((strength > 0).any()):
         if wishes.policy == "noise":
             grad, rewards = noise_policy(views)
-            metrics |= {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std(1).mean())}
+            spread = float(rewards.std(1).mean()) if rewards.shape[1] > 1 else 0.0
+            metrics |= {"reward": float(rewards.mean()), "advantage_spread": spread}
         else:
             grad, kept, told, rewards = latent_policy(views, kept)
             metrics |= told
         if wishes.baseline == "running" and rewards is not None:
             window = torch.cat([window, rewards.flatten()])[-32:]
     else:
-        grad = noised(views, config.schedule.noises).pull.mean(1)
+        grad = noised(views, config.schedule.noises or 1).pull.mean(1)
     metrics |= {"loss": 0.5 * float((grad**2).mean()), "residual": math.sqrt(float((grad**2).mean()))}
 
     (grad_pictures,) = torch.autograd.grad(latents, leaf, grad)

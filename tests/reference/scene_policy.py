@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,9 +30,12 @@ MEMBERS = [
 UNITS = torch.tensor([0.3] * 3 + [0.5] + [0.2] * 3 + [0.02] * 3, dtype=torch.float64)
 
 
-class Pulled(NamedTuple):
-    grads: Tensors  # of the raw parameters
+class Asked(NamedTuple):
+    """What a step knows of the reward."""
+
     estimate: Tensor  # [2, F, C] m and v
+    direction: Tensor  # [N, C]
+    make_way: Tensor  # [V, 3, S, S] what the pictures' gradient gains
     metrics: dict[str, float]
     safe: bool  # whether no pixel's cut-off lies within the rounding of single precision
 
@@ -49,14 +53,14 @@ def moved(gaussians: Tensors, offsets: Tensor) -> Tensors:
 
 def scene_policy(
     gaussians: Tensors,
-    grads: Tensors,
+    grad_pictures: Tensor,
     estimate: Tensor,
     now: Draw,
     number: int,
     config: Config,
     score: Score,
-    resized: object,
-) -> Pulled:
+    resized: Callable[[Tensor, int], Tensor],
+) -> Asked:
     wishes, pairs = config.reward, config.reward.policy_pairs
     deviations = torch.tensor(BANDS).double().repeat_interleave(WAVES)
     waves = deviations * philox_normal((3, WAVES * len(BANDS)), config.seed, 1)
@@ -77,7 +81,7 @@ def scene_policy(
                 other = moved(gaussians, sign * phi @ c[k])
                 plain = 0.5 + COLOR * other["sh"][:, 0] if wishes.policy_moves == "colors" else None
                 out = render(other, cameras, size, behind, colors=plain)
-                picture = resized(out.rgb, now.picture).clamp(0, 1)  # type: ignore[operator]
+                picture = resized(out.rgb, now.picture).clamp(0, 1)
                 rewards[k, side] = score(picture, [config.prompt]).item()
                 safe = safe and bool(out.safe.all())
         above = (rewards[:, 0] - rewards[:, 1]) / 2
@@ -96,16 +100,27 @@ def scene_policy(
         known[columns] *= (1 - chance * v[columns].sum(0) / square.clamp_min(1e-30)).clamp_min(0)
     direction = phi @ known / (phi @ m).square().sum(1).mean().sqrt()
 
+    metrics["signal"] = float(direction.square().sum(1).mean().sqrt())
+
+    out = render(gaussians, now.cameras, min(now.rendered, now.picture), colors=(phi @ known)[:, :3])
+    alpha = resized(out.alpha[..., None].repeat(1, 1, 1, 3), now.picture)[:, :1]
+    wanted = resized(out.rgb, now.picture)
+    wanted = wanted / wanted.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    against = (grad_pictures * wanted).sum(1, keepdim=True).clamp_min(0)
+    make_way = -min(metrics["signal"], 1.0) * alpha**4 * against * wanted
+    return Asked(torch.stack([m, v]), direction, make_way, metrics, safe and bool(out.safe.all()))
+
+
+def pulled(grads: Tensors, direction: Tensor, weight: float) -> Tensors:
+    """Gradients of the raw parameters with the policy's."""
     parts = [grads["sh"][:, 0], grads["logit_opacities"][:, None], grads["log_scales"], grads["means"]]
     h = torch.cat(parts, 1) * UNITS
     along = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-12)
     across = h - (h * along).sum(1, keepdim=True) * along
-    pull = 4 * wishes.policy_weight * across.norm(dim=1, keepdim=True) * direction / UNITS
-    grads = grads | {
+    pull = weight * across.norm(dim=1, keepdim=True) * direction / UNITS
+    return grads | {
         "sh": grads["sh"] - pull[:, None, :3],
         "logit_opacities": grads["logit_opacities"] - pull[:, 3],
         "log_scales": grads["log_scales"] - pull[:, 4:7],
         "means": grads["means"] - pull[:, 7:],
     }
-    metrics["signal"] = float(direction.square().sum(1).mean().sqrt())
-    return Pulled(grads, torch.stack([m, v]), metrics, safe)

@@ -17,7 +17,7 @@ from ddpo3d_fast.settings import Config, Scene
 from .draws import draw
 from .guidance import Score, guidance
 from .scene import PARAMETERS, Tensors, densified, outside_hull, relocated, render, seen
-from .scene_policy import FIELDS, UNITS, scene_policy
+from .scene_policy import FIELDS, UNITS, pulled, scene_policy
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 COLOR = 0.28209479177387814  # 1 / (2 sqrt(pi))
@@ -76,25 +76,22 @@ def step(state: State, number: int, config: Config, prior: Any, score: Score | N
     pictures = resized(out.rgb, now.picture)
     alpha = resized(out.alpha.detach()[..., None].expand(-1, -1, -1, 3), now.picture)[:, 0]
     guided = guidance(pictures.detach(), alpha, now, number, config, prior, score, state.rewards, state.kept)
+    grad_pictures, asked = guided.grad_pictures, None
+    if config.reward.policy == "scene" and config.reward.policy_weight:
+        assert score is not None
+        before = {name: state.gaussians[name] for name in PARAMETERS}
+        asked = scene_policy(before, grad_pictures, state.estimate, now, number, config, score, resized)
+        grad_pictures = grad_pictures + asked.make_way
 
     haze = (out.alpha * (1 - out.alpha)).sum() * (now.picture / now.rendered) ** 2
-    loss = (pictures * guided.grad_pictures).sum() / views
+    loss = (pictures * grad_pictures).sum() / views
     loss = loss + scene.alpha_penalty * now.fraction * haze / views
     loss = loss + scene.opacity_penalty * leaves["logit_opacities"].sigmoid().sum()
     *found, moved = torch.autograd.grad(loss, [*leaves.values(), offsets])
     grads, estimate, told, safe = dict(zip(leaves, found, strict=True)), state.estimate, {}, True
-    if config.reward.policy == "scene" and config.reward.policy_weight:
-        assert score is not None
-        grads, estimate, told, safe = scene_policy(
-            {name: state.gaussians[name] for name in PARAMETERS},
-            grads,
-            estimate,
-            now,
-            number,
-            config,
-            score,
-            resized,
-        )
+    if asked is not None:
+        grads = pulled(grads, asked.direction, config.reward.policy_weight)
+        estimate, told, safe = asked.estimate, asked.metrics, asked.safe
 
     gaussians, rate = dict(state.gaussians), rates(scene, now.fraction)
     for name, grad in grads.items():

@@ -158,6 +158,11 @@ class Case:
 
 CASES = {
     "noise policy": Case(),
+    "as many noises as are compared": Case({"noises": 0, "policy_every": 2}, first=3, steps=6),
+    "as many steps of the latent policy": Case({"noises": 0, "policy": "latent"}, first=3, steps=5),
+    "one noise where the render is scored": Case(
+        {"noises": 0, "baseline": "running", "reward_of": "render"}, rewards=32
+    ),
     "sizes, and no policy": Case(
         {"render_scales": (1.0, 2.0), "views": 2, "guide_weight": 0.0, "policy_weight": 0.0, "reward": ()},
         first=10,
@@ -410,9 +415,10 @@ def test_the_asset_is_the_documented_part_of_the_scene(
 def test_a_step_of_the_embedded_models_is_the_documented_one(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configured(tmp_path, model="embedded", reward=(), views=2, gaussians=30, policy=policy)
+    asked = {"model": "embedded", "precision": "fp32", "reward": ()}
+    config = configured(tmp_path, views=2, gaussians=30, policy=policy, **asked)
     prior, score = (
-        toys.InFloat32(load_prior(PriorSettings("embedded"))),
+        toys.InFloat32(load_prior(PriorSettings("embedded", dtype=torch.float32))),
         toys.in_float32(make_reward(("embedded",))),
     )
 

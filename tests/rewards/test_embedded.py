@@ -71,7 +71,7 @@ def test_larger_pictures_are_averaged_over_blocks(scorer):
 
 def test_scores_are_computed_alike_with_and_without_their_gradient(monkeypatch):
     """cuDNN exact in both, where else TF32 may round what the policy compares to 11 bits."""
-    scorer, seen = EmbeddedReward(), []
+    scorer, seen = EmbeddedReward(RewardSettings(runtime="torch")), []
 
     def note(*_):
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul

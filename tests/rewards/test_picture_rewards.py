@@ -185,7 +185,8 @@ def test_a_run_reports_each_by_name(policy, tmp_path: Path, monkeypatch, capsys)
     )
     monkeypatch.chdir(tmp_path)
     words = ["--prompt", "a mushroom", "--preset", "draft", "--steps", "3", "--gaussians", "100"]
-    words += ["--max-timestep", "0.3", "--device", "cpu", "--output", "run", "--policy", policy]
+    words += ["--max-timestep", "0.3", "--device", "cpu", "--output", "run"]
+    words += ["--policy", policy, "--policy-pairs", "4"]
     for reward in ("jpeg=-1", "colour:blue=2", "contrast", f"{module}:plain=0.5"):
         words += ["--reward", reward]
     assert main(["generate", *words]) == 0

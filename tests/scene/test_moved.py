@@ -67,7 +67,7 @@ def test_pictures_of_pairs_are_those_of_the_moved_scene_from_the_views_in_turn(m
     moved = fresh()
     pictures = moved.pictures_of(phi, actions, moves)
     assert pictures.shape == (4, 2, 3, SIZE, SIZE)
-    assert len(moved.overflows) == (1 if moves == "colors" else 8)  # renderings
+    assert len(moved.overflows) == (1 if moves == "colors" else 9)  # renderings
     for k, pair in enumerate(rows_of(phi, actions)):
         for side, offsets in enumerate(pair):
             expected = fresh().picture_of(offsets, k % 3)[0]
@@ -79,6 +79,18 @@ def test_the_picture_of_another_colour_may_be_smaller_than_the_reward_sees():
     actions = actions * moved_channels("colors")
     picture = moved_of(gaussians, 16, 32).pictures_of(phi, actions, "colors")[0, 0]
     assert torch.allclose(picture, moved_of(gaussians, 16, 32).picture_of(phi @ actions[0], 0)[0], atol=1e-5)
+
+
+def test_what_the_cameras_see_of_other_numbers():
+    gaussians, values = cloud(), normal(60, 4)
+    values[:, 3] = 1
+    moved = moved_of(gaussians)
+    seen = moved.shown(values)
+    views = gaussians.render(orbit(3), SIZE, SIZE)
+    assert torch.allclose(seen[:, 3], views.alpha, atol=1e-6)
+    again = moved.shown(-values)
+    assert torch.equal(again, -seen)
+    assert len(moved.overflows) == 1  # rendered once
 
 
 def test_no_move_shows_the_scene_and_rows_that_are_not_in_use_stay_unseen():

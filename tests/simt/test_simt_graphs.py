@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ddpo3d_fast import graphs
 from ddpo3d_fast.engines.onnx import OnnxEngine
+from ddpo3d_fast.engines.openvino import OpenVinoEngine
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.scene import Gaussians, splats
@@ -110,15 +111,18 @@ def recording(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recording:  
     """Steps are captured, by a recording."""
     recording = Recording()
 
-    def engine(self: OnnxEngine, **inputs: Tensor) -> dict[str, Tensor]:
-        def call(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            with torch.utils._python_dispatch._disable_current_modes():
-                return plain(self, **inputs)
+    def recorded(plain: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        def engine(self: object, **inputs: Tensor) -> dict[str, Tensor]:
+            def call(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+                with torch.utils._python_dispatch._disable_current_modes():
+                    return plain(self, **inputs)
 
-        return recording.recorded(call)(inputs)
+            return recording.recorded(call)(inputs)
 
-    plain = OnnxEngine.__call__
-    monkeypatch.setattr(OnnxEngine, "__call__", engine)
+        return engine
+
+    for kind in (OnnxEngine, OpenVinoEngine):
+        monkeypatch.setattr(kind, "__call__", recorded(kind.__call__))
     monkeypatch.setattr(graphs, "capture", recording.capture)
     monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
     monkeypatch.setattr(_backend, "backend", lambda device: Launches(simt, recording))

@@ -136,9 +136,12 @@ def rasterization(
     def listed(tensor: Tensor) -> Tensor:  # [B, C, N, ...] as the dictionary has it
         return tensor[ids] if ids else tensor.reshape(*batch, *tensor.shape[1:])
 
-    absolute = torch.zeros_like(scene.means2d, requires_grad=False)
+    absolute = torch.zeros_like(scene.means2d, requires_grad=False) if absgrad else None
 
-    def tell(unit: Unit) -> Tell:
+    def tell(unit: Unit) -> Tell | None:
+        if absolute is None:
+            return None
+
         def told(sums: Tensor) -> None:
             absolute[unit.batch, unit.cameras] = sums
             shown.absgrad = listed(absolute)  # type: ignore[attr-defined]
@@ -146,8 +149,7 @@ def rasterization(
         return told
 
     images = [
-        tape_channels(unit.passes, channels, taped[unit.batch, unit.cameras], tell(unit) if absgrad else None)
-        for unit in units
+        tape_channels(unit.passes, channels, taped[unit.batch, unit.cameras], tell(unit)) for unit in units
     ]
     shape = (*batch, cameras, height, width)
     if len(images) != 1:

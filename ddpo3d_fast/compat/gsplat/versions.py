@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -62,8 +63,11 @@ def use(version: str | None) -> None:
 
 def version() -> str:
     """The version that is meant. NotImplementedError where one is installed that is neither 1.5 nor 1.6."""
-    if _asked:
-        return _asked[0]
+    return _asked[0] if _asked else _installed()
+
+
+@cache  # every call of `rasterization` asks, and the look-up reads files
+def _installed() -> str:
     try:
         installed = metadata.version("gsplat")
     except metadata.PackageNotFoundError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddpo3d_fast import openvino_graph
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.priors.kinds.kind import PriorKind, PriorSettings
 from ddpo3d_fast.settings import Config
@@ -15,7 +17,7 @@ NAME = "embedded"
 
 
 def load(wanted: PriorSettings) -> EmbeddedPrior:
-    """The prior of the package, or one like it in a folder. It has its own dtype, codec and views."""
+    """The prior of the package, or one like it in a folder. It has its own codec and views."""
     from ddpo3d_fast.priors.embedded import FOLDER, EmbeddedPrior
     from ddpo3d_fast.priors.find import find_pipeline
 
@@ -23,7 +25,23 @@ def load(wanted: PriorSettings) -> EmbeddedPrior:
     for argument, value in (("--codec", wanted.codec), ("--lora", wanted.lora)):
         if value:
             raise InputError(f"{argument}: expected none with the embedded prior, got {value!r}")
-    return EmbeddedPrior(folder, wanted.device, wanted.runtime, wanted.calls)
+    return EmbeddedPrior(folder, wanted.device, wanted.runtime, wanted.calls, wanted.dtype)
+
+
+def ahead(config: Config) -> None:
+    """Begins to compile the UNet for the CPU while torch is imported, which takes longer."""
+    wishes = config.distillation
+    on_gpu = config.device == "cuda" or (config.device == "auto" and Path("/dev/nvidiactl").exists())
+    native = openvino_graph.computes_bf16()
+    wanted = ("auto", "fp32", "bf16") if native else ("auto", "fp32")
+    if wishes.model != NAME or wishes.runtime not in ("auto", "openvino") or wishes.precision not in wanted:
+        return
+    if on_gpu or openvino_graph.missing():
+        return
+    predictions = 3 if wishes.residual == "nfsd" else 2
+    items = predictions * config.schedule.views * config.schedule.actions(compared=False)
+    graph = Path(__file__).parent.parent.parent / "models" / "embedded" / "unet" / "model.onnx"
+    openvino_graph.begin(graph, native and wishes.precision != "fp32", items)
 
 
 def check(config: Config) -> None:
@@ -40,10 +58,11 @@ KIND = PriorKind(
     models={NAME: ()},
     classes=("EmbeddedPrior",),
     load=load,
+    ahead=ahead,
     check=check,
     small=True,
     presets={
-        "draft": {"schedule": {"steps": 70, "noises": 2, "views": 2}, "scene": {"gaussians": 1500}},
+        "draft": {"schedule": {"steps": 70, "views": 2}, "scene": {"gaussians": 1500}},
         "standard": {},
         "high": {"schedule": {"steps": 500}, "scene": {"gaussians": 6000}},
     },

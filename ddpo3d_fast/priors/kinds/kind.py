@@ -58,6 +58,8 @@ class PriorKind:
     """what all presets change first"""
     reward: str = ""
     """what judges where the user names no reward and it can be had; empty: the embedded scorer, always"""
+    ahead: Callable[[Config], None] = lambda config: None
+    """what of a run's loading can begin before torch is imported; must not import it"""
     small: bool = False
     """whether torch has little to do in a step: its threads would then only hinder those of the kernels"""
     check: Callable[[Config], None] = lambda config: None

@@ -33,7 +33,6 @@ RECIPE: Changes = {
     "schedule": {
         "steps": 500,
         "views": 1,
-        "noises": 2,
         "timestep_jitter": 0.0,
         "camera_radius": 2.5,
         "fov": 49.1,
