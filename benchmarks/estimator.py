@@ -74,6 +74,7 @@ from ddpo3d_fast.scene.units import in_units
 from ddpo3d_fast.schedule import Plan
 from ddpo3d_fast.settings import Config
 from ddpo3d_fast.step import Step, Tensors, merged
+from ddpo3d_fast.vectors import length_across
 
 STAGES = {"early": 0.2, "midway": 0.5, "late": 0.9}  # of the run
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -260,7 +261,7 @@ def estimated(
         pull, took = called(policy, looked, plain)
     assert pull.scene is not None
     assert plain.pictures is not None
-    ascent = -pull.scene * through(looked, plain.pictures).norm(dim=1, keepdim=True)
+    ascent = -pull.scene * length_across(through(looked, plain.pictures), pull.scene)[:, None]
     move = STEP * ascent / ascent.square().mean().sqrt()
     fixed = range(views)
     there, back = (torch.cat([looked.moved.picture_of(sign * move, v) for v in fixed]) for sign in (1, -1))

@@ -1,4 +1,4 @@
-"""The command `engines`: what the cache of graphs and engines has, gets and loses. Help comes without torch."""
+"""The command `engines`: what the cache of graphs and engines has, gets and loses; helps without torch."""
 
 from __future__ import annotations
 

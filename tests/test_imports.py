@@ -25,7 +25,7 @@ LEVELS = (
     ("priors", "rewards"),
     ("hub",),
     ("engines", "compat"),
-    ("kernels", "settings", "resampling", "step"),
+    ("kernels", "settings", "resampling", "step", "vectors"),
     ("files", "sources", "extras", "openvino_graph"),
     ("errors",),
     ("__init__",),

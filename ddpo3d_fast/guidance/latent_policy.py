@@ -17,7 +17,7 @@ from ddpo3d_fast.guidance.exploration import Exploration
 from ddpo3d_fast.guidance.judge import Judge
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM, Arithmetic, Denoised
 from ddpo3d_fast.guidance.policy import clipped_weights, group_spread, importance
-from ddpo3d_fast.guidance.scaling import NONE, NORMS, RunningSignal, score_function_gradient
+from ddpo3d_fast.guidance.scaling import NORMS, RunningSignal, relative_length, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Scores
@@ -89,7 +89,7 @@ class LatentPolicy:
             updated, more = self._updated(mean, sigma, drawn)
             told |= more
         towards, whole = (self.exploration.fields(each, mean.shape[-1]) for each in (updated, ascent))
-        length = state.pull.flatten(1).norm(dim=1) / (whole.flatten(1).norm(dim=1) + NONE)
+        length = relative_length(state.pull, towards, whole)
         scale = NORMS * strength * told["signal"] * length
         return -scale.view(-1, 1, 1, 1) * towards, told
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORMS = 4.0  # of what else pulls, for weight 1 and an estimate without chance
+from ddpo3d_fast.vectors import length_across
+
+NORMS = 4.0  # of distillation's, that latents or views are pulled with for weight 1 and no chance
 DECAY = 0.9  # of a mean over steps
 DEVIATIONS = 3.0  # by which a square must be above what chance gives
 NONE = 1e-30  # keeps 0/0 away; the squares here are of the order of 1
@@ -34,6 +36,12 @@ def beyond_chance(square: Tensor, chance: Tensor, freedom: float | Tensor) -> Te
     """
     limit = 1 + DEVIATIONS * (2 / freedom) ** 0.5
     return (square - limit * chance).clamp_min(0) / (square + NONE)
+
+
+def relative_length(own: Tensor, pull: Tensor, whole: Tensor) -> Tensor:
+    """[V] what brings `whole` [V, ...] to the length of what of `own` [V, ...] is across `pull` [V, ...]."""
+    across = length_across(own.flatten(1), pull.flatten(1))
+    return across / (whole.flatten(1).norm(dim=1) + NONE)
 
 
 class RunningSignal:

@@ -13,7 +13,7 @@ from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, 
 from ddpo3d_fast.guidance.exploration import Exploration
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
 from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
-from ddpo3d_fast.guidance.scaling import NONE, NORMS, RunningSignal, score_function_gradient
+from ddpo3d_fast.guidance.scaling import NORMS, RunningSignal, relative_length, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.resampling import scaled
 from ddpo3d_fast.rewards import Reward, Scores, scores_of
@@ -72,7 +72,7 @@ class ViewPolicy(Guidance):
         self.signal.add(ascent.flatten(1).square().sum(1), variance.flatten(1).sum(1))
         signal = self.signal(ascent.numel())
         towards = coverage * self.exploration.fields(ascent, pictures.shape[-1])
-        length = so_far.pictures.flatten(1).norm(dim=1) / (towards.flatten(1).norm(dim=1) + NONE)
+        length = relative_length(so_far.pictures, towards, towards)
         scale = NORMS * self.settings.policy_weight * signal * length
         told = told_of("reward", rewards) | {"advantage_spread": rewards.total.std(), "signal": signal}
         return Gradient(-scale.view(-1, 1, 1, 1) * towards, metrics=told)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddpo3d_fast.vectors import length_across
+
 # By raw parameter: how many numbers of a Gaussian are moved, and the move of each that counts as 1, about as
 # visible as that of the others. Of a colour it is the constant harmonic; rotations stay.
 UNITS: dict[str, tuple[int, float]] = {
@@ -41,12 +43,10 @@ def pulled(gradients: dict[str, Tensor], pull: Tensor) -> dict[str, Tensor]:
 
     Norm and pull are with respect to moves in units, so that a weight means the same for every parameter; and
     the norm is each Gaussian's, so that it means the same for one that all views see and one that none does.
-    What is along the pull does not count: it grows against the pull, which would grow with it without end.
     """
     per_unit = {name: 1 / unit for name, (_, unit) in UNITS.items()}
-    own, along = in_units(gradients), torch.nn.functional.normalize(pull, dim=1)
-    across = own - (own * along).sum(1, keepdim=True) * along
-    more = _split(across.norm(dim=1, keepdim=True) * pull, per_unit, gradients["sh"].shape[1])
+    lengths = length_across(in_units(gradients), pull)[:, None]
+    more = _split(lengths * pull, per_unit, gradients["sh"].shape[1])
     return {name: grad + more[name] if name in more else grad for name, grad in gradients.items()}
 
 

@@ -64,3 +64,9 @@ def rho(sums: Tensor, numbers: int) -> float:
     square, chance, left = sums.tolist()
     freedom = numbers * 19 * (1 - left) / (1 + left)
     return max(0.0, 1 - (1 + 3 * math.sqrt(2 / freedom)) * chance / square) if square else 0.0
+
+
+def across(own: Tensor, pull: Tensor) -> Tensor:
+    """Length of what of one's own gradient is across the pull."""
+    square = (pull**2).sum()
+    return (own - (own * pull).sum() / square * pull).norm() if square else own.norm()

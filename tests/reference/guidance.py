@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpo3d_fast.settings import Config
 
 from .draws import Draw, batch_size, philox_normal
-from .exploration import Fields, counted, estimate, rho
+from .exploration import Fields, across, counted, estimate, rho
 from .scene import Tensors
 from .view_policy import view_policy
 
@@ -268,7 +268,7 @@ def latent_policy(views: Views, kept: Tensors) -> Latent:
             )
             weights = torch.where(binds, 0.0, ratio * advantages[v])
             towards, ratios[v] = fields((over(weights, moved) * moved).mean(0)), ratio
-        size = 4 * views.strength[v] * signal * pull[v].norm()
+        size = 4 * views.strength[v] * signal * across(pull[v], towards)
         if whole.norm():
             pulled[v] = size * towards / whole.norm()
     if "latent_means" in kept:

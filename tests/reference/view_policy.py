@@ -10,7 +10,7 @@ from torch import Tensor
 from ddpo3d_fast.settings import Config
 
 from .draws import philox_normal
-from .exploration import Fields, counted, estimate, rho
+from .exploration import Fields, across, counted, estimate, rho
 from .scene import Tensors
 
 
@@ -46,6 +46,6 @@ def view_policy(
     added = torch.zeros_like(pictures)
     for v, (g, _, _) in enumerate(found):
         towards = alpha[v] * fields(g)
-        added[v] = -4 * wishes.policy_weight * signal * pull[v].norm() * towards / towards.norm()
+        added[v] = -4 * wishes.policy_weight * signal * across(pull[v], towards) * towards / towards.norm()
     told = {"reward": float(rewards.mean()), "advantage_spread": float(rewards.std()), "signal": signal}
     return added, kept | {"view_signal": sums}, told
