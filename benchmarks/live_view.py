@@ -48,7 +48,7 @@ def watch(url: str, received: list[int]) -> None:
     """Takes all that a page sends, until it goes, and counts the bytes."""
     address, protocol = url.replace("http", "ws"), f"viser-v{viser.__version__}"
     with connect(address, subprotocols=[protocol], max_size=None, compression=None) as socket:  # type: ignore[list-item]
-        socket.send(msgspec.msgpack.encode([CAMERA]))
+        socket.send(msgspec.msgpack.encode(CAMERA))
         for message in socket:
             received[0] += len(message)
 
@@ -103,6 +103,8 @@ def main() -> None:
                 rows.append(run(options.preset, Path(temporary) / f"{number}-{view}", view))
                 print({name: value for name, value in rows[-1].items() if name != "asset"}, flush=True)
     same = len({row.pop("asset") for row in rows}) == 1
+    if not all(row["bytes_sent"] > 10_000 for row in rows if row["view"]):
+        sys.exit("a page was not watched, so that its run shows nothing")
     medians = {
         part: [statistics.median(row[part] for row in rows if row["view"] is view) for view in (False, True)]
         for part in ("loop", "wall")

@@ -27,8 +27,8 @@ import trimesh
 from quality import ELEVATION, START, VIEWS, held_out_views, silhouette_iou, true_coverage
 from torch import Tensor
 
-from ddpo3d_fast.arguments import Mesh as Defaults
 from ddpo3d_fast.assets import contact_sheet, read_ply, write_mesh, write_png
+from ddpo3d_fast.commands import Mesh as Defaults
 from ddpo3d_fast.files import write_text
 from ddpo3d_fast.info import machine
 from ddpo3d_fast.meshing import Framed, MeshSettings, framed_mesh

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, choose, suggestion
+from ddpo3d_fast.errors import FallbackWarning, InputError, check_text, suggestion
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.arguments import Generate
+    from ddpo3d_fast.commands import Generate
     from ddpo3d_fast.generate import AfterStep, Result
     from ddpo3d_fast.journal import Observer
     from ddpo3d_fast.progress import Progress, Style
@@ -54,15 +54,6 @@ examples:
 
 Each command has its own --help; --help-all shows every setting. --version prints the version.
 Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
-"""
-ENGINES_HELP = """usage: ddpo3d-fast engines ACTION [OPTIONS]
-
-actions:
-  list        what is in the cache
-  build       build now what a run would build when it starts
-  clear       empty the cache
-
-The cache is $DDPO3D_CACHE, or ddpo3d-fast in the user's cache folder. Each action has its own --help.
 """
 # Packages of the extra `generate`, and their modules: what a command needs beside torch and numpy. Those that
 # load other models than the embedded ones are asked for where one is named (engines.libraries).
@@ -292,7 +283,8 @@ def _say_done(result: Result, quiet: bool, as_json: bool) -> None:
 
 
 def _batch(words: list[str]) -> int:
-    from ddpo3d_fast.arguments import Batch, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import Batch
 
     settings = parse(Batch, words)
     from ddpo3d_fast.batch import batch
@@ -301,14 +293,16 @@ def _batch(words: list[str]) -> int:
 
 
 def _render(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import Render, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import Render
     from ddpo3d_fast.render import render
 
     print(render(parse(Render, words)))
 
 
 def _export(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import Export, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import Export
     from ddpo3d_fast.convert import convert
 
     settings = parse(Export, words)
@@ -318,7 +312,8 @@ def _export(words: list[str]) -> None:
 
 
 def _mesh(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import Mesh, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import Mesh
 
     settings = parse(Mesh, words)
     from ddpo3d_fast.mesh import mesh
@@ -330,7 +325,8 @@ def _mesh(words: list[str]) -> None:
 
 
 def _view(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import View, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import View
 
     settings = parse(View, words)
     from ddpo3d_fast.view import view
@@ -339,7 +335,8 @@ def _view(words: list[str]) -> None:
 
 
 def _info(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import Info, parse
+    from ddpo3d_fast.arguments import parse
+    from ddpo3d_fast.commands import Info
 
     settings = parse(Info, words)
     from ddpo3d_fast.info import describe, report
@@ -349,69 +346,9 @@ def _info(words: list[str]) -> None:
 
 
 def _engines(words: list[str]) -> None:
-    actions = {"list": _list_engines, "build": _build_engines, "clear": _clear_engines}
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(ENGINES_HELP, end="")
-        return
-    choose(actions, words[0], "engines")(words[1:])
+    from ddpo3d_fast.engines_command import engines
 
-
-def _list_engines(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import EnginesList, parse
-
-    settings = parse(EnginesList, words)
-    from ddpo3d_fast.engines.cache import cache_folder, entries
-
-    found = entries()
-    if settings.json:
-        facts = [{"folder": entry.path.name, "bytes": entry.size, **entry.facts} for entry in found]
-        print(json.dumps({"folder": str(cache_folder()), "engines": facts}, indent=2))
-        return
-    print(cache_folder())
-    for entry in found:
-        print(f"  {entry}")
-    print(f"{len(found)} in all, {sum(entry.size for entry in found) / 2**20:.1f} MiB")
-
-
-def _build_engines(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import EnginesBuild, generate_settings, parse, to_config
-    from ddpo3d_fast.configure import validate
-
-    parse(EnginesBuild, words)
-    config = validate(to_config(generate_settings(["--prompt", "anything", *words])))
-    import torch
-
-    from ddpo3d_fast.build import load_models, with_default_reward
-    from ddpo3d_fast.engines.cache import entries
-    from ddpo3d_fast.info import choose_device
-
-    config = with_default_reward(config)
-    device = choose_device(config.device)[0]
-    before = {entry.path for entry in entries()}
-    prior, scorer = load_models(config, device)
-    # Each is tried, too.
-    size = prior.picture_size
-    pictures = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    latents, pull_back = prior.codec.encode_with_vjp(pictures)
-    pull_back(torch.ones_like(latents))
-    prior.codec.decode(latents)
-    if scorer is not None:
-        scorer.score(pictures, [""])
-        if scorer.differentiable:
-            scorer.score_vjp(pictures, [""])
-    for entry in entries():
-        if entry.path not in before:
-            print(f"built {entry}")
-    print(f"{config.distillation.model}: {prior.runtime}")
-
-
-def _clear_engines(words: list[str]) -> None:
-    from ddpo3d_fast.arguments import EnginesClear, parse
-
-    parse(EnginesClear, words)
-    from ddpo3d_fast.engines.cache import cache_folder, clear
-
-    print(f"{cache_folder()}: {clear()} removed")
+    engines(words)
 
 
 def _raised_by_kernels(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from ddpo3d_fast.files import write_each
 from ddpo3d_fast.settings import check_values
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.arguments import Export
+    from ddpo3d_fast.commands import Export
 
 
 def convert(settings: Export) -> list[Path]:

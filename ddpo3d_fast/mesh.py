@@ -12,7 +12,7 @@ from ddpo3d_fast.extras import EXTRAS, load
 from ddpo3d_fast.settings import check_values
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.arguments import Mesh
+    from ddpo3d_fast.commands import Mesh
     from ddpo3d_fast.generate import Result
     from ddpo3d_fast.journal import Observer
     from ddpo3d_fast.settings import Config
@@ -50,7 +50,7 @@ def mesh(settings: Mesh, observer: Observer) -> Path:
 
 def with_mesh(result: Result, refine_steps: int, observer: Observer) -> Result:
     """What a run has made, with its mesh, as `mesh` makes it by default. Raises InputError, as `mesh`."""
-    from ddpo3d_fast.arguments import Mesh
+    from ddpo3d_fast.commands import Mesh
 
     before = time.perf_counter()
     path = mesh(Mesh(result.folder, refine_steps=refine_steps), observer)

@@ -15,7 +15,7 @@ from ddpo3d_fast.settings import check_values
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddpo3d_fast.arguments import Render
+    from ddpo3d_fast.commands import Render
     from ddpo3d_fast.scene import Cameras, Gaussians
 
 FRAMES, STILLS = 90, 8  # views of a turntable, and of anything else

@@ -19,7 +19,7 @@ from ddpo3d_fast.run import RunFolder, check_writable
 from ddpo3d_fast.settings import check_values
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.arguments import Batch
+    from ddpo3d_fast.commands import Batch
     from ddpo3d_fast.progress import Style
 
 

@@ -26,6 +26,7 @@ WAVES = 4  # a band
 FIELDS = 1 + 2 * WAVES * len(BANDS)  # a constant, the cosines of all waves, and their sines
 BAND_OF = (0, *2 * [band for band in range(len(BANDS)) for _ in range(WAVES)])  # the constant is coarse
 NORMS = 1.0  # of what the views pull a Gaussian with, for weight 1 and an estimate without chance
+FAINT = 0.01  # of the mean square of a pixel's wanted colour: what is too little to have a direction
 SOLID = 4  # power of a pixel's alpha with which the others make way
 
 
@@ -91,7 +92,10 @@ class ScenePolicy(Guidance):
         if pictures is None:
             return None
         shown = scene.shown(torch.cat([wanted[:, :3], scene.present], 1))
-        direction, alpha = torch.nn.functional.normalize(shown[:, :3], dim=1), shown[:, 3:].clamp(0, 1)
+        direction, alpha = shown[:, :3], shown[:, 3:].clamp(0, 1)
+        square = direction.square().sum(1, keepdim=True)
+        # Almost of length 1, but where next to nothing is wanted: there its sign would be rounding.
+        direction = direction / (square + FAINT * square.mean() + NONE).sqrt()
         against = (pictures * direction).sum(1, keepdim=True).clamp_min(0)
         return -share.clamp(0, 1) * alpha**SOLID * against * direction
 

@@ -9,6 +9,7 @@ import numpy as np
 from ddpo3d_fast.meshing.field import Field
 
 SMOOTHING = 10  # rounds of Taubin's (1995), which keep the volume
+HASTE = (7, 5, 3)  # of the decimation, fast-simplification's "aggressiveness", to try in turn
 GUTTER = 4  # texels between charts
 
 
@@ -30,7 +31,6 @@ class Triangles(NamedTuple):
 
 def surface_of(field: Field, faces: int) -> Triangles:
     """The field's surface, smoothed, with at most `faces` triangles. None where nothing is solid."""
-    import fast_simplification
     import trimesh
     from skimage.measure import marching_cubes
 
@@ -41,13 +41,35 @@ def surface_of(field: Field, faces: int) -> Triangles:
     corners, triangles = marching_cubes(closed, 0.0)[:2]
     mesh = trimesh.Trimesh(field.at(corners - 1), triangles[:, ::-1], process=False)
     trimesh.smoothing.filter_taubin(mesh, iterations=SMOOTHING)
-    vertices, triangles = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32)
-    if len(triangles) > faces:
-        vertices, triangles = fast_simplification.simplify(vertices, triangles, target_count=faces)
-    mesh = trimesh.Trimesh(vertices, triangles, process=False)
-    if mesh.volume < 0:
-        mesh.invert()
-    return Triangles(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))
+    smooth = Triangles(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32))
+    return outward(smooth if len(smooth.triangles) <= faces else decimated(smooth, faces))
+
+
+def decimated(mesh: Triangles, faces: int) -> Triangles:
+    """The mesh with about `faces` triangles at most. Where many edges go at once two sides may get to share
+    one, and it is no longer closed: then they go in smaller steps."""
+    import fast_simplification
+
+    tried = list[Triangles]()
+    for haste in HASTE:
+        tried.append(Triangles(*fast_simplification.simplify(*mesh, target_count=faces, agg=haste)))
+        if len(tried[-1].triangles) <= faces and is_closed(tried[-1]):
+            return tried[-1]
+    return tried[0]
+
+
+def is_closed(mesh: Triangles) -> bool:
+    """Whether every edge has two triangles."""
+    edges = np.sort(mesh.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2).astype(np.int64), 1)
+    return bool((np.unique(edges @ [1 << 32, 1], return_counts=True)[1] == 2).all())
+
+
+def outward(mesh: Triangles) -> Triangles:
+    """The mesh with its triangles anticlockwise seen from outside."""
+    a, b, c = (mesh.vertices[mesh.triangles[:, corner]].astype(np.float64) for corner in range(3))
+    inside_out = np.einsum("fi,fi->", a, np.cross(b, c)) < 0  # six times the volume
+    vertices, triangles = mesh.vertices.astype(np.float32), mesh.triangles.astype(np.int32)
+    return Triangles(vertices, triangles[:, ::-1].copy() if inside_out else triangles)
 
 
 def unwrapped(mesh: Triangles, size: int) -> Surface:

@@ -55,7 +55,7 @@ class Representation(Protocol):
         moved: Any = None,
     ) -> None:
         """One step down a gradient with respect to views of `render`, [V, N, N, 3] and [V, N, N]; `pull`
-        [R, C] is added relative to its norm."""
+        [R, C] is added as `scene.units.pulled` has it."""
 
     def settle(self, step: Step) -> Verdict:
         """What follows a step, which the device has done."""

@@ -6,7 +6,7 @@ supersampled, so that their edges are smooth and all texels that a pixel covers 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from ddpo3d_fast.resampling import resize
 from ddpo3d_fast.scene.base import Verdict
 from ddpo3d_fast.scene.cameras import Cameras
 from ddpo3d_fast.step import Step, Tensors
+from ddpo3d_fast.vectors import length_across
 
 SAMPLES = 4  # of a pixel, along each side
 UNIT = 0.3  # of a colour, the move that counts as 1: as for the Gaussians' (scene.units)
@@ -100,8 +101,8 @@ class Textured:
         where = self.shape.corners, views.hits.triangles, views.hits.barycentrics
         grad = sample_texture_backward(spread.contiguous(), side, side, *where)
         if pull is not None:
-            per_unit = UNIT * grad
-            grad = grad + (per_unit.norm() * pull / UNIT).view(side, side, 3)
+            lengths = length_across(UNIT * grad.view(-1, 3), pull)[:, None]
+            grad = grad + (lengths * pull / UNIT).view(side, side, 3)
         rates = inputs["rate"] if grad.device.type == "cuda" else float(inputs["rate"])
         adam(self.texture, grad, self.exp_avg, self.exp_avg_sq, inputs["step"], rates)
         self.texture.clamp_(0, 1)
@@ -150,6 +151,9 @@ class MovedTexture:
     backgrounds: Tensor  # [V, 3]
     rendered: int  # pixels of a view's side
     picture: int  # of the side of the picture made of it
+    seen: list[TriangleHits] = field(default_factory=list)  # once asked for: by all views
+
+    channels = 3  # red, green and blue
 
     @property
     def views(self) -> int:
@@ -170,16 +174,28 @@ class MovedTexture:
         [K, F, 3], in units, and by the opposite. A picture is linear in the texels: each view is rendered
         once, and what it shows of each move."""
         del moves  # a texture has nothing but colours
-        shape, side = self.scene.shape, self.scene.texture.shape[0]
-        hits = see(shape, self.cameras, self.rendered)
-        seen = shaded(shape, self.scene.texture, hits, self.rendered, self.backgrounds)
-        plain = resize(seen.rgb, self.picture)
-        pairs = []
+        plain = self._views(self.scene.texture, slice(None), self.backgrounds)
+        nothing, pairs = torch.zeros(1, 3, device=phi.device), []
         for number, action in enumerate(actions):
             view = number % self.views
-            change = (UNIT * (phi @ action)).view(side, side, 3)
-            mine = TriangleHits(*(part[view : view + 1] for part in hits))
-            nothing = torch.zeros(1, 3, device=change.device)
-            shown = resize(shaded(shape, change, mine, self.rendered, nothing).rgb, self.picture)
+            change = (UNIT * (phi @ action)).view_as(self.scene.texture)
+            shown = self._views(change, slice(view, view + 1), nothing)
             pairs.append(torch.cat([plain[view] + shown, plain[view] - shown]))
         return torch.stack(pairs).clamp(0, 1)
+
+    def shown(self, values: Tensor) -> Tensor:
+        """[V, F, S, S] what the cameras see of numbers of the texels [R, F] in place of colours, over
+        zeros."""
+        count = values.shape[1]
+        nothing = torch.zeros(self.views, 3, device=values.device)
+        threes = torch.nn.functional.pad(values, (0, -count % 3)).split(3, 1)
+        parts = [self._views(part.reshape(self.scene.texture.shape), slice(None), nothing) for part in threes]
+        return torch.cat(parts, 1)[:, :count]
+
+    def _views(self, texture: Tensor, which: slice, backgrounds: Tensor) -> Tensor:
+        """[V, 3, S, S] of some of the cameras, with another texture [S, S, 3]."""
+        if not self.seen:
+            self.seen.append(see(self.scene.shape, self.cameras, self.rendered))
+        hits = TriangleHits(*(part[which] for part in self.seen[0]))
+        views = shaded(self.scene.shape, texture.contiguous(), hits, self.rendered, backgrounds)
+        return resize(views.rgb, self.picture)

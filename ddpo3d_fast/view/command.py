@@ -14,7 +14,7 @@ from ddpo3d_fast.view.page import Page, markdown_text
 from ddpo3d_fast.view.shown import ASSET, load
 
 if TYPE_CHECKING:
-    from ddpo3d_fast.arguments import View
+    from ddpo3d_fast.commands import View
 
 LOOK = 2.0  # seconds between two looks for new runs in a folder
 

@@ -140,7 +140,7 @@ def test_a_study_goes_on_where_it_was_left_and_leaves_its_page(
     files |= {"plot": str(tmp_path / "p.svg"), "results": str(page)}
     words = [f"--{name}={path}" for name, path in files.items()]
     words += ["--preset", "draft", "--random", "1", "--seeds", "0", "--arms"]
-    run = ["--", "--steps", "2", "--gaussians", "60", "--device", "cpu"]
+    run = ["--", "--steps", "2", "--noises", "2", "--gaussians", "60", "--device", "cpu"]
     assert quality.main([*words, "sds", *run]) == 0
     first = json.loads((tmp_path / "f.json").read_text())["rows"]
     made = []

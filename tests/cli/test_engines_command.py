@@ -188,7 +188,7 @@ def test_a_fallback_is_printed_unless_the_run_shall_be_quiet(
 def test_on_a_terminal_a_fallback_is_a_line_of_its_own(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def generate(config: Any, folder: Any, observer: Any, resume: bool) -> None:
+    def generate(config: Any, folder: Any, observer: Any, resume: bool, **_: Any) -> None:
         observer({"stage": "load", "message": "loading"})
         warnings.warn("one engine; another runs it instead", FallbackWarning, stacklevel=1)
         raise InputError("enough")

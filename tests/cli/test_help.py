@@ -13,7 +13,8 @@ from typing import Any, cast, get_type_hints
 import pytest
 
 from ddpo3d_fast import __version__
-from ddpo3d_fast.arguments import (
+from ddpo3d_fast.arguments import generate_settings
+from ddpo3d_fast.commands import (
     EVERYDAY,
     Batch,
     EnginesBuild,
@@ -24,7 +25,6 @@ from ddpo3d_fast.arguments import (
     Mesh,
     Render,
     View,
-    generate_settings,
 )
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import number

@@ -105,6 +105,26 @@ def test_texels_between_charts_repeat_what_is_next_to_them(made: Mesh) -> None:
     assert ((away < 0.1) | mixed).float().mean() > 0.995
 
 
+def test_a_decimation_that_leaves_a_mesh_open_is_made_again_in_smaller_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import fast_simplification
+
+    simplify, asked = fast_simplification.simplify, []
+
+    def hasty(
+        vertices: np.ndarray, triangles: np.ndarray, target_count: int, agg: int
+    ) -> tuple[np.ndarray, ...]:
+        asked.append(agg)
+        points, faces = simplify(vertices, triangles, target_count=target_count, agg=agg)
+        return points, faces if agg < 7 else np.concatenate([faces, faces[:1]])  # a triangle twice
+
+    monkeypatch.setattr(fast_simplification, "simplify", hasty)
+    surface = surface_of(solid_field(ball(300), 40), 600)
+    assert asked == [7, 5]
+    assert trimesh.Trimesh(surface.vertices, surface.triangles, process=False).is_watertight
+
+
 def test_specks_go_and_two_real_pieces_stay() -> None:
     pieces = [
         of(directions(60) * 0.15 + torch.tensor([x, 0.0, 0.0]), 0.05, RED[None].repeat(60, 1))

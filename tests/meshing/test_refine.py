@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ddpo3d_fast import configure
-from ddpo3d_fast.arguments import Mesh
 from ddpo3d_fast.assets import read_ply
+from ddpo3d_fast.commands import Mesh
 from ddpo3d_fast.extras import EXTRAS
 from ddpo3d_fast.mesh import mesh
 from ddpo3d_fast.meshing import Framed, MeshSettings, framed_mesh

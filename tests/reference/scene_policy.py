@@ -105,7 +105,8 @@ def scene_policy(
     out = render(gaussians, now.cameras, min(now.rendered, now.picture), colors=(phi @ known)[:, :3])
     alpha = resized(out.alpha[..., None].repeat(1, 1, 1, 3), now.picture)[:, :1]
     wanted = resized(out.rgb, now.picture)
-    wanted = wanted / wanted.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    square = (wanted**2).sum(1, keepdim=True)
+    wanted = wanted / (square + 0.01 * square.mean()).clamp_min(1e-30).sqrt()
     against = (grad_pictures * wanted).sum(1, keepdim=True).clamp_min(0)
     make_way = -min(metrics["signal"], 1.0) * alpha**4 * against * wanted
     return Asked(torch.stack([m, v]), direction, make_way, metrics, safe and bool(out.safe.all()))

@@ -83,8 +83,10 @@ def test_an_update_is_adam_down_the_gradient_of_the_views(pulls: bool) -> None:
         (oracle(textured, wanted) * weights).sum().backward()
         assert wanted.grad is not None
         if pull is not None:
-            # Relative to the norm of the gradient with respect to moves in units of UNIT.
-            wanted.grad += (UNIT * wanted.grad).norm() * pull.double().view(SIDE, SIDE, 3) / UNIT
+            # Relative to what of a texel's own gradient, with respect to moves in units, is across the pull.
+            own, along = (UNIT * wanted.grad).view(-1, 3), torch.nn.functional.normalize(pull.double(), dim=1)
+            across = own - (own * along).sum(1, keepdim=True) * along
+            wanted.grad += (across.norm(dim=1, keepdim=True) * pull / UNIT).view(SIDE, SIDE, 3)
         optimizer.step()
         inputs = textured.inputs(step(number))
         textured.update(rendered(textured), weights, torch.ones(2, SIZE, SIZE), inputs, pull)
@@ -146,6 +148,17 @@ def test_moved_pictures_are_those_of_other_colours_and_the_scene_stays() -> None
             expected = rendered(other).rgb[number % 2].clamp(0, 1)
             torch.testing.assert_close(pictures[number, which].permute(1, 2, 0), expected, atol=1e-5, rtol=0)
     assert torch.equal(textured.texture, before)
+
+
+def test_numbers_of_texels_are_shown_as_colours_are() -> None:
+    textured = scene()
+    moved = textured.moved(orbit(2, 0.4), SIZE, SIZE, BACKGROUNDS)
+    colors = textured.texture.view(-1, 3)
+    shown = moved.shown(torch.cat([colors, colors[:, :1]], 1))  # not a multiple of three
+    assert shown.shape == (2, 4, SIZE, SIZE)
+    black = textured.render(orbit(2, 0.4), SIZE, torch.zeros(2, 3)).rgb.permute(0, 3, 1, 2)
+    torch.testing.assert_close(shown[:, :3], black)
+    assert torch.equal(shown[:, 3], shown[:, 0])
 
 
 def test_state_and_load_bring_a_scene_back() -> None:

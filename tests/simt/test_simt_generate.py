@@ -60,6 +60,8 @@ def run(simt: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
         device="cpu",
         schedule=dataclasses.replace(draft.schedule, **schedule),
         scene=dataclasses.replace(draft.scene, **scene),
+        # bf16 makes whole roundings of what two backends differ by.
+        distillation=dataclasses.replace(draft.distillation, precision="fp32"),
     )
 
     def steps(name: str, emulated: bool, wishes: str = "noise", **changes: Any) -> State:
