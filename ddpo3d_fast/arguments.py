@@ -82,13 +82,16 @@ def to_config(settings: Generate) -> Config:
 def absolute(config: Config) -> Config:
     """The configuration with the absolute paths of what it names on this machine, so that it is the same run
     from everywhere. Raises InputError for a scale or a weight that is none."""
-    from ddpo3d_fast.rewards import absolute_reward
-
     model, codec = (_absolute(name) for name in (config.distillation.model, config.distillation.codec))
     lora = tuple(absolute_adapter(text) for text in config.distillation.lora)
     distillation = dataclasses.replace(config.distillation, model=model, codec=codec, lora=lora)
-    rewards = tuple(absolute_reward(text) for text in config.reward.reward)
-    reward = dataclasses.replace(config.reward, reward=rewards)
+    reward = config.reward
+    if reward.reward:
+        # With torch, which what begins a run need not wait for.
+        from ddpo3d_fast.rewards import absolute_reward
+
+        named = tuple(absolute_reward(text) for text in reward.reward)
+        reward = dataclasses.replace(reward, reward=named)
     return dataclasses.replace(config, distillation=distillation, reward=reward)
 
 
