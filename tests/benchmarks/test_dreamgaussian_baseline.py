@@ -18,7 +18,7 @@ from ddpo3d_fast import generate
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.guidance import Gradient, ScoreDistillation, Seen
-from ddpo3d_fast.guidance.distillation import NOISE_STREAM
+from ddpo3d_fast.guidance.objectives import NOISE_STREAM
 from ddpo3d_fast.kernels import philox_normal, rasterize_backward
 from ddpo3d_fast.priors import PriorSettings
 from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
