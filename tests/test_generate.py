@@ -86,7 +86,7 @@ def test_the_configuration_that_was_written_repeats_the_run(finished):
     config, _, _ = finished
     data = yaml.safe_load((config.output / "config.yaml").read_text())
     engine = data.pop("provenance")["engine"]
-    assert engine == load_prior(PriorSettings(device="cpu")).runtime
+    assert engine == load_prior(PriorSettings("embedded")).runtime
     assert configure.from_dict(data) == config
 
 
