@@ -12,7 +12,7 @@ What the policy adds to distillation's gradient is held against it:
                its pull makes in them
     scene      cosine of both behind the rasterizer's backward pass, with respect to the Gaussians' numbers in
                the units of the scene policy; of a policy that moves colours alone it cannot reach 1
-    seconds    of one estimate, beyond a step of distillation with one noise a view
+    seconds    of the processor's work for one estimate, beyond a step of distillation with one noise a view
 
 Both cosines are means over estimates of other noises and cameras, beside their standard error. An estimate's
 own signal, which scales its pull in a run, is set to 1. One thing is varied at a time, the others being
@@ -196,11 +196,11 @@ def through(looked: Looked, pictures: Tensor) -> Tensor:
 
 
 def called(guidance: Guidance, looked: Looked, so_far: Gradient) -> tuple[Gradient, float]:
-    """What a guidance gives, and its seconds."""
+    """What a guidance gives, and its seconds of the processor's work."""
     inputs = merged(looked.inputs, guidance.inputs(looked.step))
     seen = looked.seen._replace(inputs=inputs, variant=guidance.variant(looked.step))
-    started = time.perf_counter()
-    return guidance(seen, so_far), time.perf_counter() - started
+    started = time.process_time()
+    return guidance(seen, so_far), time.process_time() - started
 
 
 @contextmanager
@@ -322,7 +322,8 @@ def table(rows: list[Row]) -> str:
                 row = found.get(name)
                 said = f"{row[space]:+.3f} ± {row[space + ' error']:.3f}" if row else ""
                 line += f"{said:>{width}}"
-        lines.append(line + f"{statistics.fmean(row['seconds'] for row in found.values()):9.3f}")
+        seconds = [row["seconds"] for row in found.values() if "seconds" in row]  # not of every case kept
+        lines.append(line + (f"{statistics.fmean(seconds):9.3f}" if seconds else ""))
     return "\n".join(lines)
 
 

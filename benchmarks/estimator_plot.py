@@ -57,7 +57,7 @@ def _axes(reward: str, low: int, high: int, top: float) -> list[str]:
     parts = [
         f'<path d="M{MARGIN} {MARGIN / 2}V{bottom}H{right}" fill="none" stroke="black"/>',
         f'<text x="{WIDTH / 2}" y="{MARGIN / 2 - 6}" text-anchor="middle">{reward}</text>',
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">seconds an estimate</text>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">processor seconds an estimate</text>',
         f'<text transform="translate(14,{HEIGHT / 2}) rotate(-90)" text-anchor="middle">cosine, scene</text>',
     ]
     for power in range(low, high + 1):

@@ -85,7 +85,8 @@ def test_metrics_are_one_json_object_a_step(finished):
 def test_the_configuration_that_was_written_repeats_the_run(finished):
     config, _, _ = finished
     data = yaml.safe_load((config.output / "config.yaml").read_text())
-    assert "ONNX Runtime" in data.pop("provenance")["engine"]
+    engine = data.pop("provenance")["engine"]
+    assert engine == load_prior(PriorSettings("embedded")).runtime
     assert configure.from_dict(data) == config
 
 

@@ -18,7 +18,7 @@ from ddpo3d_fast import generate
 from ddpo3d_fast.configure import preset
 from ddpo3d_fast.errors import InputError
 from ddpo3d_fast.guidance import Gradient, ScoreDistillation, Seen
-from ddpo3d_fast.guidance.distillation import NOISE_STREAM
+from ddpo3d_fast.guidance.objectives import NOISE_STREAM
 from ddpo3d_fast.kernels import philox_normal, rasterize_backward
 from ddpo3d_fast.priors import PriorSettings
 from ddpo3d_fast.priors.stable_diffusion import StableDiffusionPrior
@@ -86,7 +86,8 @@ def test_one_view_gives_our_gradient(baseline: ModuleType, model: Path, rendered
     )
     views = gaussians.render(camera, rendered, rendered, background)
     inputs = merged(step.inputs(), distill.inputs(step))
-    guided = distill(Seen.of(views.rgb, views.alpha, seen, inputs), Gradient())
+    pictures = Seen.of(views.rgb, views.alpha, seen, inputs)._replace(variant=distill.variant(step))
+    guided = distill(pictures, Gradient())
     on_rgb, _ = guided.on(views.rgb, views.alpha)
     ours = rasterize_backward(views.state, on_rgb, of_cameras=False)
 

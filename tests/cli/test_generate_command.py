@@ -28,7 +28,9 @@ class Loop:
         self.calls: list[tuple[Config, RunFolder, bool]] = []
         self.ends: Callable[[], None] = lambda: None
 
-    def __call__(self, config: Config, folder: RunFolder, observer: Observer, resume: bool = False) -> Result:
+    def __call__(
+        self, config: Config, folder: RunFolder, observer: Observer, resume: bool = False, **_: Any
+    ) -> Result:
         self.calls.append((config, folder, resume))
         observer({"stage": "load", "message": "loading"})
         for step in (1, 2):

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from ddpo3d_fast import kernels
-from ddpo3d_fast.kernels import _backend
-from ddpo3d_fast.kernels.adam import AdamGroup, adam_groups
-from ddpo3d_fast.kernels.rasterizer import (
+from ddpo3d_fast.kernels import (
     Rasterization,
     RasterizeGradients,
     RasterizeState,
     TileCapacity,
+    _backend,
     rasterize,
     rasterize_backward,
     rasterize_forward,
 )
+from ddpo3d_fast.kernels.adam import AdamGroup, adam_groups
 
 from . import test_rasterizer
 from .scenes import SCENES, Scene, random_scene

@@ -83,7 +83,7 @@ def test_an_asset_is_seen_as_render_shows_it(chromium: Tab, tmp_path: Path) -> N
         chromium.open(url)
         eventually(lambda: psnr(chromium, scene()) >= 35, "35 dB")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_run_is_chosen_from_a_folder(chromium: Tab, tmp_path: Path) -> None:
