@@ -42,7 +42,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def served(*words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A command that serves a page, and the page's address."""
     line = [sys.executable, "-m", "ddpo3d_fast", *map(str, words)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+
+    def heed_interrupts() -> None:  # which a shell makes what it runs in the background ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts
+    ) as process:
         try:
             assert process.stdout is not None
             told = next((line for line in process.stdout if "http://" in line), "")
