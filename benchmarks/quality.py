@@ -14,7 +14,8 @@ colour, and for half of those with a second material a second colour. An arm is 
     noise      and the noise policy; noise7 with one view and seven noises a step
     rewardsds  noise7, its noises weighed as RewardSDS has it
     latent view scene  and that policy
-    shuffled   scene with its advantages in a random order: the control
+    render     latent, rewarded by the rendered view: DDPO3D's figure, literally
+    shuffled   scene with its advantages in a random order: the control; unordered is noise's
     csd nfsd ism sdi   score distillation alone, by another objective
 
 Each asset is judged from 8 views between the training elevations:

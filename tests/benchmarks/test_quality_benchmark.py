@@ -60,6 +60,39 @@ def test_too_few_prompts_have_no_interval(paired: ModuleType) -> None:
     assert paired.bootstrap_interval([0.1] * 5) is None
 
 
+def assets(gains: list[float], seeds: int = 2) -> list[dict]:
+    """Rows of prompts whose own levels differ far more than the arms: gain k at prompt k."""
+    return [
+        {"prompt": f"prompt {k}", "seed": seed, "arm": arm, "reward": 10.0 * k + seed + gain}
+        for k, gain_k in enumerate(gains)
+        for seed in range(seeds)
+        for arm, gain in (("sds", 0.0), ("all", gain_k))
+    ]
+
+
+def test_differences_are_paired_and_average_the_seeds_of_a_prompt(paired: ModuleType) -> None:
+    rows = assets([0.1, 0.2, 0.3])
+    rows[3]["reward"] += 0.4  # of prompt 0, seed 1, all
+    assert paired.paired_differences(rows, "all", "reward", "sds") == pytest.approx([0.3, 0.2, 0.3])
+    del rows[0]  # its partner does not count then
+    assert paired.paired_differences(rows, "all", "reward", "sds") == pytest.approx([0.5, 0.2, 0.3])
+
+
+def test_the_summary_sees_a_small_gain_under_large_differences_between_prompts(paired: ModuleType) -> None:
+    base, arm = paired.summary(assets([0.01, 0.03] * 4), {"reward": 3}, "sds")
+    assert base == {"measure": "reward", "arm": "sds", "assets": 16, "mean": pytest.approx(35.5)}
+    assert (arm["mean"], arm["difference"]) == (pytest.approx(35.52), pytest.approx(0.02))
+    low, high = arm["interval"]
+    assert 0.01 < low < 0.02 < high < 0.03
+
+
+def test_the_table_has_a_line_for_every_measure_and_arm(paired: ModuleType) -> None:
+    lines = paired.table(assets([0.5] * 6), {"reward": 3}, "sds").splitlines()
+    assert lines[1].split() == ["reward", "sds", "12", "25.500"]
+    assert lines[2].split() == ["all", "12", "26.000", "+0.500", "+0.500", "to", "+0.500"]
+    assert len(lines) == 3
+
+
 def test_what_an_asset_has_none_of_does_not_count(paired: ModuleType) -> None:
     values = {"sds": [1.0, None, 3.0], "all": [2.0, 5.0, None]}
     rows = [
@@ -103,8 +136,10 @@ def test_an_arm_changes_what_its_name_says(quality: ModuleType) -> None:
     assert {arm for arm, w in weights.items() if not w.policy_weight and not w.guide_weight} == {
         *("sds", "sds7", "csd", "ism", "sdi")
     }
-    plain, control = weights["scene"], weights["shuffled"]
-    assert plain == dataclasses.replace(control, shuffle_advantages=False)
+    for arm, its_control in (("scene", "shuffled"), ("noise", "unordered")):
+        plain, control = weights[arm], weights[its_control]
+        assert plain == dataclasses.replace(control, shuffle_advantages=False) != control
+    plain = weights["scene"]
     heavy = quality.arm_config(config, "scene*4").reward
     assert heavy == dataclasses.replace(plain, policy_weight=4 * plain.policy_weight)
     assert quality.arm_config(config, "guide*0.5").reward.guide_weight == 0.5 * config.reward.guide_weight
