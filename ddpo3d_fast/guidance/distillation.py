@@ -17,7 +17,7 @@ from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, 
 from ddpo3d_fast.guidance.judge import Judge
 from ddpo3d_fast.guidance.latent_policy import LatentPolicy, State
 from ddpo3d_fast.guidance.objectives import OBJECTIVES, Arithmetic, Denoised, Noising, noised
-from ddpo3d_fast.guidance.policy import RunningBaseline, group_spread, is_due, policy_schedule
+from ddpo3d_fast.guidance.policy import RunningBaseline, group_spread, is_due, lots, policy_schedule
 from ddpo3d_fast.priors.base import Prior
 from ddpo3d_fast.rewards import Reward
 from ddpo3d_fast.settings import Config
@@ -69,8 +69,7 @@ class ScoreDistillation(Guidance):
             "stream_offset": torch.tensor([2 * first]),  # a stream for the noise, one for the action
         }
         if self.policy.shuffle_advantages:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
-            inputs["lots"] = torch.rand(len(step.timesteps), self.schedule.actions(True), generator=generator)
+            inputs["lots"] = lots(self.seed, first, len(step.timesteps), self.schedule.actions(True))
         return inputs
 
     def state(self) -> Tensors:

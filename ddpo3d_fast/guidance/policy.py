@@ -111,6 +111,12 @@ def clipped_weights(advantages: Tensor, ratios: Tensor, clip: float) -> Tensor:
     return torch.where(beyond, torch.zeros_like(ratios), ratios * advantages)
 
 
+def lots(seed: int, number: int, rows: int, columns: int) -> Tensor:
+    """[rows, columns] random numbers for `shuffled`, by a generator of their own for step `number`."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.rand(rows, columns, generator=generator)
+
+
 def shuffled(advantages: Tensor, lots: Tensor) -> Tensor:
     """The control: a view's advantages [V, K] in a random order; they keep their spread and lose their
     meaning. `lots` [V, K] are the random numbers that decide it."""

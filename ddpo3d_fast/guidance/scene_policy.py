@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Movable, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
-from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
+from ddpo3d_fast.guidance.policy import is_due, lots, pair_advantages, shuffled
 from ddpo3d_fast.guidance.scaling import DECAY, NONE, beyond_chance, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.rewards import Reward, Scores, scores_of
@@ -59,8 +59,7 @@ class ScenePolicy(Guidance):
         """What makes the step's actions: a function of the seed and its number."""
         inputs = {"scene_offset": torch.tensor([2 * step.number])}
         if self.shuffles:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
-            inputs["scene_lots"] = torch.rand(1, self.pairs, generator=generator)
+            inputs["scene_lots"] = lots(self.seed, step.number, 1, self.pairs)
         return inputs
 
     def state(self) -> Tensors:

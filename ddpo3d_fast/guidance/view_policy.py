@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpo3d_fast.guidance.base import Gradient, Guidance, Seen, Timer, told_of, untimed
 from ddpo3d_fast.guidance.exploration import Exploration
 from ddpo3d_fast.guidance.objectives import ACTION_STREAM
-from ddpo3d_fast.guidance.policy import is_due, pair_advantages, shuffled
+from ddpo3d_fast.guidance.policy import is_due, lots, pair_advantages, shuffled
 from ddpo3d_fast.guidance.scaling import NORMS, RunningSignal, relative_length, score_function_gradient
 from ddpo3d_fast.kernels import philox_normal
 from ddpo3d_fast.resampling import scaled
@@ -44,8 +44,7 @@ class ViewPolicy(Guidance):
         """What makes the step's actions: a function of the seed and its number."""
         inputs = {"view_offset": torch.tensor([2 * step.number])}
         if self.settings.shuffle_advantages:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.number)
-            inputs["view_lots"] = torch.rand(1, self.settings.policy_pairs, generator=generator)
+            inputs["view_lots"] = lots(self.seed, step.number, 1, self.settings.policy_pairs)
         return inputs
 
     def state(self) -> Tensors:
