@@ -14,22 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ddpo3d_fast.rewards.colour import COLOURS
+
 Vary = Callable[[float, float], float]
 Rgb = tuple[float, float, float]
 
-COLORS: dict[str, Rgb] = {
-    "red": (0.85, 0.12, 0.12),
-    "orange": (0.95, 0.50, 0.10),
-    "yellow": (0.95, 0.85, 0.15),
-    "green": (0.15, 0.65, 0.20),
-    "blue": (0.15, 0.30, 0.85),
-    "purple": (0.50, 0.20, 0.70),
-    "pink": (0.95, 0.50, 0.70),
-    "brown": (0.45, 0.27, 0.13),
-    "black": (0.10, 0.10, 0.10),
-    "white": (0.95, 0.95, 0.95),
-    "gray": (0.50, 0.50, 0.50),
-}
+_PROMPTED = "red orange yellow green blue purple pink brown black white gray"
+COLORS = {name: COLOURS[name] for name in _PROMPTED.split()}
 MATERIALS = 4
 _WOOD: Rgb = (0.45, 0.27, 0.13)
 _DARK: Rgb = (0.12, 0.12, 0.13)
