@@ -12,27 +12,16 @@ from compat import test_diff_gaussian_rasterization as original
 from compat import test_gsplat
 
 from ddpo3d_fast.compat import diff_gaussian_rasterization, gsplat
-from ddpo3d_fast.kernels import _backend
-
-from . import build
-
-
-@pytest.fixture(scope="module")
-def simt() -> ModuleType:
-    return build.load()
 
 
 @pytest.fixture(autouse=True)
-def emulated(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CPU tensors go through the emulated CUDA functions."""
-    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
-    monkeypatch.setattr(_backend, "backend", lambda device: simt)
+def versions(emulated: ModuleType) -> Iterator[None]:
+    """Which conventions the drop-ins follow here."""
     gsplat.use("1.6.0")
     diff_gaussian_rasterization.use("depth-alpha")
     yield
     gsplat.use(None)
     diff_gaussian_rasterization.use("original")
-    simt.set_order(0, "in_order")
 
 
 def gradients(which: str) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -56,24 +56,9 @@ from ddpo3d_fast.kernels import (
 )
 from ddpo3d_fast.kernels.adam import AdamGroup, adam, adam_groups
 
-from .build import build, load, product_sources, run_sanitized
+from .build import build, product_sources, run_sanitized
 
-
-@pytest.fixture(scope="module")
-def simt() -> ModuleType:
-    return load()
-
-
-@pytest.fixture(autouse=True)
-def emulated(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="": True)
-    monkeypatch.setattr(_backend, "backend", lambda device: simt)
-    simt.set_order(0, "in_order")
-    simt.reset_counters()
-    yield
-    counters = simt.counters()
-    assert not any(counters[name] for name in ("synchronizations", "copies", "memsets", "allocations"))
-    simt.set_order(0, "in_order")
+pytestmark = pytest.mark.usefixtures("nothing_waits")
 
 
 def on_the_cpu_backend(function: Callable[..., dict[str, Tensor]], *arguments: object) -> dict[str, Tensor]:

@@ -18,8 +18,6 @@ from ddpo3d_fast.kernels import TileCapacity, _backend
 from ddpo3d_fast.run import RunFolder
 from ddpo3d_fast.scene import Gaussians, initial_cloud, moved, orbit, splats
 
-from . import build
-
 STEPS = 4
 State = dict[str, Tensor]
 Run = Callable[..., State]
@@ -32,11 +30,6 @@ WISHES: dict[str, dict[str, Any]] = {
     "scene": {"policy": "scene", "policy_pairs": 2},
     "user": {"reward": ("my_reward:brightness",)},
 }
-
-
-@pytest.fixture(scope="module")
-def simt() -> ModuleType:
-    return build.load()
 
 
 @pytest.fixture

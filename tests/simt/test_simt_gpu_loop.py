@@ -16,7 +16,6 @@ from ddpo3d_fast.assets import EXPORTERS, write_ply
 from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.scene.gaussians import PARAMETERS
 
-from .test_simt_generate import simt  # noqa: F401 (fixture)
 from .test_simt_graphs import Recording, recording  # noqa: F401 (fixture)
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -24,7 +24,7 @@ from ddpo3d_fast.graphs import StepGraphs
 from ddpo3d_fast.kernels import _backend
 from ddpo3d_fast.scene import Gaussians, splats
 
-from .test_simt_generate import Run, run, simt  # noqa: F401 (fixtures)
+from .test_simt_generate import Run, run  # noqa: F401 (fixtures)
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
 
@@ -107,7 +107,7 @@ class Launches:
 
 
 @pytest.fixture
-def recording(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recording:  # noqa: F811
+def recording(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recording:
     """Steps are captured, by a recording."""
     recording = Recording()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -40,24 +39,9 @@ from scene.test_textured import (  # noqa: F401
 
 from ddpo3d_fast.kernels import _backend, gaussian_density, rasterize_triangles, sample_texture_backward
 
-from .build import load, run_sanitized
+from .build import run_sanitized
 
-
-@pytest.fixture(scope="module")
-def simt() -> ModuleType:
-    return load()
-
-
-@pytest.fixture(autouse=True)
-def emulated(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="": True)
-    monkeypatch.setattr(_backend, "backend", lambda device: simt)
-    simt.set_order(0, "in_order")
-    simt.reset_counters()
-    yield
-    counters = simt.counters()
-    assert not any(counters[name] for name in ("synchronizations", "copies", "memsets", "allocations"))
-    simt.set_order(0, "in_order")
+pytestmark = pytest.mark.usefixtures("nothing_waits")
 
 
 ORDERS = [(seed, ("shuffled", "interleaved")[seed % 2]) for seed in range(1, 5)]

@@ -4,7 +4,6 @@ tests hold for them too, whatever the order of threads and blocks."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -56,33 +55,21 @@ from kernels.test_rasterizer_no_opacity import (  # noqa: F401
 )
 
 from ddpo3d_fast import kernels
-from ddpo3d_fast.kernels import _backend, _entries
+from ddpo3d_fast.kernels import _entries
 
 from . import build
 
 
-@pytest.fixture(scope="module")
-def simt() -> ModuleType:
-    return build.load()
-
-
 @pytest.fixture(autouse=True)
-def emulated(simt: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """CPU tensors go through the emulated CUDA functions."""
-    monkeypatch.setattr(_backend, "uses_cuda", lambda device, name="device": True)
-    monkeypatch.setattr(_backend, "backend", lambda device: simt)
+def poisoned_memory(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh device memory holds anything: NaN here."""
     empty = torch.empty
 
     def poisoned(*size: Any, **options: Any) -> torch.Tensor:
-        """Fresh device memory holds anything: NaN here."""
         tensor = empty(*size, **options)
         return tensor.fill_(255) if tensor.dtype == torch.uint8 else tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    simt.set_order(0, "in_order")
-    simt.reset_counters()
-    yield
-    simt.set_order(0, "in_order")
 
 
 def everything(scene: Scene, capacity: kernels.TileCapacity | None = None) -> dict[str, torch.Tensor]:
