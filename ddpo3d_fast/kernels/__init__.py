@@ -7,6 +7,7 @@ from ._backend import build_info, get_num_threads, set_num_threads
 from ._entries import TileCapacity, TooManyEntries
 from .adam import AdamGroup, adam, adam_groups
 from .density import gaussian_density
+from .differentiable import rasterize
 from .diffusion import add_noise, denoise_action, mixed_residual, philox_normal, score_residual
 from .features import rasterize_features
 from .footprints import (
@@ -15,7 +16,6 @@ from .footprints import (
     rasterize_footprints_forward,
 )
 from .mixtures import csd_mixture, guidance_rescale, nfsd_mixture
-from .rasterize import rasterize
 from .rasterizer import (
     Rasterization,
     RasterizeGradients,
