@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupts import heed_interrupts
 
 from ddpo3d_fast.assets import write_ply
 from ddpo3d_fast.cli import main
@@ -42,9 +43,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def served(*words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A command that serves a page, and the page's address."""
     line = [sys.executable, "-m", "ddpo3d_fast", *map(str, words)]
-
-    def heed_interrupts() -> None:  # which a shell makes what it runs in the background ignore
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts
